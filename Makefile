@@ -1,0 +1,32 @@
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+READY   = $(VENV)/.ready
+
+.PHONY: check test lint bench docs clean
+
+check: $(READY)  ## build every twin, run the five stages, print the report
+	$(BIN)/align check --all
+
+test: $(READY)  ## the test suite
+	$(BIN)/pytest -n 2 --dist worksteal
+
+lint: $(READY)  ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## what is timed: prints ratios measured side by side
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: $(READY)  ## check that every command and link in the documentation is true
+	$(BIN)/pytest -q tests/docs
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)
