@@ -1,0 +1,18 @@
+"""What goes into a model: seeded batches of a declared spec, adversarial batches, and Amazon reviews."""
+
+from fake_data.batches import Batch, adversarial_batches, make_batch
+from fake_data.errors import DataError
+from fake_data.spec import Field, Floats, Ids, InputSpec, Labels, Mask
+
+__all__ = [
+    "Batch",
+    "DataError",
+    "Field",
+    "Floats",
+    "Ids",
+    "InputSpec",
+    "Labels",
+    "Mask",
+    "adversarial_batches",
+    "make_batch",
+]
