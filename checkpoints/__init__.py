@@ -1,0 +1,32 @@
+"""Weights between frameworks: parameter layouts, name maps, and file formats read without trusting the file.
+
+`read` and `write` take checkpoint files as NumPy arrays; `plan` makes a `Layout` of the slots of two live models;
+`convert` and `convert_proved` move tensors by it. Nothing here imports a framework.
+"""
+
+from checkpoints.convert import Proof, convert, convert_proved, plan, retype, reverse
+from checkpoints.errors import CheckpointError
+from checkpoints.formats import Checkpoint, read, read_checkpoint, write
+from checkpoints.layout_file import Extra, Layout, Move
+from checkpoints.names import NameMap, Rename
+from checkpoints.structure import Slot
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Extra",
+    "Layout",
+    "Move",
+    "NameMap",
+    "Proof",
+    "Rename",
+    "Slot",
+    "convert",
+    "convert_proved",
+    "plan",
+    "read",
+    "read_checkpoint",
+    "retype",
+    "reverse",
+    "write",
+]

@@ -1,0 +1,305 @@
+"""Torch's checkpoint files (.pth, .pt, .bin) without torch: the zip format and the one before it, tensors only.
+
+The zip holds ``NAME/data.pkl`` and one uncompressed member ``NAME/data/KEY`` for each storage; the older format is five
+pickles in a row followed by the storages. Read off torch 2.13 (torch/serialization.py) and the files it writes.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from checkpoints import _pickle
+from checkpoints._dtypes import DTYPES, bytes_of, name_of
+from checkpoints.errors import CheckpointError
+
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+ALIGNMENT = 64  # torch maps storages straight from the file where they start at a multiple of this
+
+STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+}
+_STORAGE_OF = {dtype: storage for storage, dtype in STORAGES.items()}
+
+
+class _Storage:
+    """Bytes that tensors are views of; `dtype` None where each tensor brings its own."""
+
+    __slots__ = ("dtype", "raw")
+
+    def __init__(self, raw: np.ndarray, dtype: np.dtype | None) -> None:
+        self.raw = raw
+        self.dtype = dtype
+
+
+def read(data: memoryview, file: BinaryIO) -> Any:
+    """The object a torch file holds, its tensors NumPy arrays (views where the file shares storages).
+
+    CheckpointError, or one of zipfile's and struct's errors, where the file is not what it should be.
+    """
+    return _read_zip(file, len(data)) if data[:4] == ZIP_MAGIC else _read_legacy(data)
+
+
+# the zip format ------------------------------------------------------------------------------------------------
+
+
+def _read_zip(file: BinaryIO, file_size: int) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        members = checked_members(archive, file_size)
+        pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(pickles) != 1:
+            raise CheckpointError("a zip archive, but not one that torch.save wrote (no single NAME/data.pkl)")
+        prefix = pickles[0].removesuffix("data.pkl")
+        order = _member(archive, members, prefix + "byteorder").tobytes() if prefix + "byteorder" in members else b""
+        if order not in (b"", b"little", b"big"):
+            raise CheckpointError("a torch archive of unknown byte order")
+        storages: dict[str, np.ndarray] = {}
+
+        def persistent(reference: Any) -> _Storage:
+            dtype, key, count = _storage_reference(reference, 5)
+            name = f"{prefix}data/{key}"
+            if name not in members:
+                raise CheckpointError(f"the storage {key!r} is not in the file")
+            width = dtype.itemsize if dtype else 1
+            if count * width != members[name].file_size:
+                raise CheckpointError(
+                    f"the storage {key!r} has {members[name].file_size} bytes, {count * width} are announced"
+                )
+            if key not in storages:
+                storages[key] = _member(archive, members, name)
+                if order == b"big":
+                    if dtype is None:
+                        raise CheckpointError("a big-endian storage without a dtype")
+                    storages[key] = storages[key].reshape(-1, dtype.itemsize)[:, ::-1].reshape(-1).copy()
+            return _Storage(storages[key], dtype)
+
+        content = _member(archive, members, pickles[0]).data
+        return _pickle.load(content, 0, _WORDS, persistent)[0]
+
+
+def checked_members(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members of a zip whose members are not compressed, by name; CheckpointError where the directory is a lie."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    total = 0
+    for info in archive.infolist():
+        if info.filename in members:
+            raise CheckpointError(f"{info.filename!r} stands twice in the archive")
+        if info.filename.startswith("/") or ".." in info.filename.replace("\\", "/").split("/"):
+            raise CheckpointError(f"refused: {info.filename!r} in the archive points outside it")
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise CheckpointError(f"refused: {info.filename!r} is compressed, which torch.save never does")
+        if info.flag_bits & 1:
+            raise CheckpointError(f"refused: {info.filename!r} is encrypted")
+        total += info.file_size
+        members[info.filename] = info
+    if total > file_size:
+        raise CheckpointError(f"refused: the archive announces {total} bytes in a file of {file_size}")
+    return members
+
+
+def _member(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str) -> np.ndarray:
+    """The bytes of a member, uint8 [n], in memory of its own; zipfile checks the CRC."""
+    raw = np.empty(members[name].file_size, np.uint8)
+    filled = 0
+    with archive.open(members[name]) as stream:
+        while filled < raw.size:
+            chunk = np.frombuffer(stream.read(1 << 24), np.uint8)
+            if not chunk.size:
+                raise CheckpointError(f"{name!r} ends too early; is the file truncated?")
+            raw[filled : filled + chunk.size] = chunk
+            filled += chunk.size
+        stream.read(1)  # at the end zipfile compares the checksum
+    return raw
+
+
+# the older format ----------------------------------------------------------------------------------------------
+
+
+def _read_legacy(data: memoryview) -> Any:
+    at = 0
+    for index, expected in enumerate((LEGACY_MAGIC, 1001, None)):
+        value, at = _pickle.load(data, at, {})
+        if expected is not None and value != expected:
+            raise CheckpointError("not a file that torch.save wrote")
+        if index == 2 and not (isinstance(value, dict) and value.get("little_endian") is True):
+            raise CheckpointError("a torch file of the older format from a big-endian machine is not supported")
+    storages: dict[str, _Storage] = {}
+    announced = 0
+
+    def persistent(reference: Any) -> _Storage:
+        nonlocal announced
+        dtype, key, count = _storage_reference(reference, 6)
+        if dtype is None or reference[5] is not None:
+            raise CheckpointError("a torch file of the older format with a view of a storage is not supported")
+        if key not in storages:
+            announced += count * dtype.itemsize
+            if announced > len(data):
+                raise CheckpointError(f"the storages announce {announced} bytes in a file of {len(data)}")
+            storages[key] = _Storage(np.zeros(count * dtype.itemsize, np.uint8), dtype)
+        if storages[key].dtype != dtype:
+            raise CheckpointError(f"the storage {key!r} has two dtypes")
+        return storages[key]
+
+    content, at = _pickle.load(data, at, _WORDS, persistent)
+    keys, at = _pickle.load(data, at, {})
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
+        raise CheckpointError("the file's list of storages is not the one its tensors use")
+    for key in keys:
+        raw, dtype = storages[key].raw, storages[key].dtype
+        assert dtype is not None
+        if at + 8 + raw.size > len(data) or struct.unpack_from("<q", data, at)[0] * dtype.itemsize != raw.size:
+            raise CheckpointError(f"the storage {key!r} is not whole; is the file truncated?")
+        raw[:] = np.frombuffer(data[at + 8 : at + 8 + raw.size], np.uint8)
+        at += 8 + raw.size
+    return content
+
+
+# what both share -----------------------------------------------------------------------------------------------
+
+
+def _storage_reference(reference: Any, length: int) -> tuple[np.dtype | None, str, int]:
+    if type(reference) is not tuple or len(reference) != length or reference[0] != "storage":
+        raise CheckpointError("refused: a reference to what is no storage")
+    _, kind, key, _, count = reference[:5]
+    if not isinstance(kind, _pickle.Word) or type(key) is not str or type(count) is not int or count < 0:
+        raise CheckpointError("a reference to a storage without type, key and size")
+    storage = kind.name.rpartition(".")[2]
+    if storage == "UntypedStorage":
+        return None, key, count
+    if storage not in STORAGES:
+        raise CheckpointError(f"refused: {kind.name} is no storage")
+    return DTYPES[STORAGES[storage]], key, count
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: np.dtype | None = None) -> np.ndarray:
+    if not isinstance(storage, _Storage) or type(size) is not tuple or type(stride) is not tuple:
+        raise CheckpointError("a tensor without storage, size and stride")
+    kind = dtype or storage.dtype
+    numbers = (offset, *size, *stride)
+    if kind is None or len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+        raise CheckpointError("a tensor whose size, stride, offset or dtype is none")
+    count = 1
+    for n in size:
+        count *= n
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    held = storage.raw.size // kind.itemsize
+    if count and (last >= held or count > held):
+        raise CheckpointError(f"a tensor of size {list(size)} reaches beyond its storage of {held} elements")
+    if not count:
+        return np.empty(size, kind)
+    flat = storage.raw[: held * kind.itemsize].view(kind)[offset:]
+    return np.lib.stride_tricks.as_strided(flat, size, [step * kind.itemsize for step in stride])
+
+
+def _rebuild_v2(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
+    return _tensor(storage, offset, size, stride)
+
+
+def _rebuild_v3(
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
+) -> np.ndarray:
+    name = dtype.name.removeprefix("torch.") if isinstance(dtype, _pickle.Word) else ""
+    if name not in DTYPES:
+        raise CheckpointError("a tensor of unknown dtype")
+    return _tensor(storage, offset, size, stride, DTYPES[name])
+
+
+def _rebuild_parameter(tensor: Any, *_: Any) -> np.ndarray:
+    if not isinstance(tensor, np.ndarray):
+        raise CheckpointError("a parameter that is no tensor")
+    return tensor
+
+
+_REBUILD: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _rebuild_v2,
+    "torch._utils._rebuild_tensor_v2": _rebuild_v2,
+    "torch._utils._rebuild_tensor_v3": _rebuild_v3,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch.Size": _pickle.NUMPY_WORDS["builtins.tuple"] or tuple,
+}
+_WORDS: dict[str, _pickle.Call | None] = (
+    _pickle.NUMPY_WORDS
+    | _REBUILD
+    | {f"torch.{name}": None for name in (*STORAGES, *DTYPES, "UntypedStorage")}
+    | {"torch.storage.UntypedStorage": None}
+)
+
+
+# writing -------------------------------------------------------------------------------------------------------
+
+
+def write(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write torch's zip format: a plain dict of contiguous tensors, for ``torch.load(…, weights_only=True)``."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        content = b"".join(_pickled(str(key), name, array) for key, (name, array) in enumerate(tensors.items()))
+        _add(archive, file, "data.pkl", memoryview(b"\x80\x02}(" + content + b"u."))
+        _add(archive, file, "byteorder", memoryview(b"little"))
+        for key, array in enumerate(tensors.values()):
+            _add(
+                archive,
+                file,
+                f"data/{key}",
+                bytes_of(array),
+            )
+        _add(archive, file, "version", memoryview(b"3\n"))
+
+
+def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: memoryview) -> None:
+    info = zipfile.ZipInfo("archive/" + name, (1980, 1, 1, 0, 0, 0))
+    info.file_size = len(data)
+    large = info.file_size * 1.05 > zipfile.ZIP64_LIMIT
+    # A local header is 30 bytes, the name and the extra field: four bytes and padding, twenty more in a large member.
+    begin = file.tell() + 30 + len(info.filename) + 4 + (20 if large else 0)
+    padding = -begin % ALIGNMENT
+    info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    with archive.open(info, "w", force_zip64=large) as stream:
+        for start in range(0, len(data), 1 << 26):
+            stream.write(data[start : start + (1 << 26)])
+
+
+def _pickled(key: str, name: str, array: np.ndarray) -> bytes:
+    """The opcodes of one item: the name, then the call that rebuilds the tensor from its storage."""
+    dtype = name_of(array.dtype)
+    strides = [step // array.dtype.itemsize for step in array.strides] if array.size else [1] * array.ndim
+    if dtype in _STORAGE_OF:
+        rebuild, storage, count, last = "_rebuild_tensor_v2", f"ctorch\n{_STORAGE_OF[dtype]}\n", array.size, b""
+    else:
+        rebuild, storage, count = "_rebuild_tensor_v3", "ctorch.storage\nUntypedStorage\n", array.nbytes
+        last = f"ctorch\n{dtype}\n".encode()
+    reference = b"(" + _text("storage") + storage.encode() + _text(key) + _text("cpu") + _int(count) + b"tQ"
+    hooks = b"\x89ccollections\nOrderedDict\n)R"
+    arguments = reference + _int(0) + _ints(list(array.shape)) + _ints(strides) + hooks + last
+    return _text(name) + f"ctorch._utils\n{rebuild}\n(".encode() + arguments + b"tR"
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def _int(value: int) -> bytes:
+    if value < 2**31:
+        return b"J" + struct.pack("<i", value)
+    raw = value.to_bytes(9, "little", signed=True)
+    return b"\x8a" + bytes([len(raw)]) + raw
+
+
+def _ints(values: list[int]) -> bytes:
+    return b"(" + b"".join(map(_int, values)) + b"t"

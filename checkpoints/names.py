@@ -1,0 +1,118 @@
+"""A name map: how the tensors of one model are called in another, for pairs whose names differ."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoints.errors import CheckpointError
+from checkpoints.layouts import OPERATIONS, Operation
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A whole source name that matches `pattern` becomes `replace` (``\\1`` … are the pattern's groups).
+
+    operation: how the tensor changes, where the layer kinds can't tell; None leaves that to the kinds.
+    """
+
+    pattern: str
+    replace: str
+    operation: Operation | None = None
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A name after the map: the new name, the operation a rule asked for, and whether any rule matched."""
+
+    name: str
+    operation: Operation | None = None
+    changed: bool = False
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """Renames in order, each on what the one before it made of the name, and patterns of whole names to drop.
+
+    CheckpointError where a pattern or replacement is no valid regular expression.
+    """
+
+    renames: tuple[Rename, ...] = ()
+    drop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for rule in self.renames:
+            _compile(rule.pattern)
+            try:
+                # Matching nothing at all tells whether the replacement names a group that isn't there.
+                match = re.match(rule.pattern + "|", "")
+                _ = match and match.expand(rule.replace)
+            except (re.error, IndexError) as error:
+                raise CheckpointError(f"name map: replace {rule.replace!r} for {rule.pattern!r}: {error}") from error
+        for pattern in self.drop:
+            _compile(pattern)
+
+    def rename(self, name: str) -> Renamed | None:
+        """What becomes of one source name; None where it is dropped."""
+        if any(re.fullmatch(pattern, name) for pattern in self.drop):
+            return None
+        operation: Operation | None = None
+        changed = False
+        for rule in self.renames:
+            match = re.fullmatch(rule.pattern, name)
+            if match:
+                name, changed = match.expand(rule.replace), True
+                operation = rule.operation or operation
+        return Renamed(name, operation, changed)
+
+    @staticmethod
+    def load(path: str | Path) -> NameMap:
+        """Read a name map from a .toml or .json file; CheckpointError names the file and what isn't right in it."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+            if path.suffix not in (".toml", ".json"):
+                raise ValueError("a name map is a .toml or .json file")
+            return _name_map(tomllib.loads(text) if path.suffix == ".toml" else json.loads(text))
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't read the name map: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: not a name map: {error}") from error
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise CheckpointError(f"name map: {pattern!r} is no regular expression: {error}") from error
+
+
+def _name_map(data: Any) -> NameMap:
+    if not isinstance(data, dict) or not set(data) <= {"rename", "drop"}:
+        raise ValueError('it holds "rename" (a list of tables) and "drop" (a list of patterns), nothing else')
+    renames, drop = data.get("rename", []), data.get("drop", [])
+    if not isinstance(drop, list) or not all(isinstance(pattern, str) for pattern in drop):
+        raise ValueError("drop must be a list of patterns")
+    if not isinstance(renames, list):
+        raise ValueError("rename must be a list of tables")
+    for entry in renames:
+        if not isinstance(entry, dict) or not {"pattern", "replace"} <= set(entry) <= {
+            "pattern",
+            "replace",
+            "operation",
+        }:
+            raise ValueError("each rename has pattern, replace and at most an operation")
+        if not all(isinstance(value, str) for value in entry.values()):
+            raise ValueError("pattern, replace and operation are strings")
+        if entry.get("operation", "copy") not in OPERATIONS:
+            raise ValueError(f"operation {entry['operation']!r} is none of {', '.join(OPERATIONS)}")
+    return NameMap(tuple(Rename(**entry) for entry in renames), tuple(drop))
