@@ -4,14 +4,15 @@
 `convert` and `convert_proved` move tensors by it. Nothing here imports a framework.
 """
 
-from checkpoints.convert import Proof, convert, convert_proved, plan, retype, reverse
+from checkpoints.convert import Proof, as_stored, convert, convert_proved, plan, retype, reverse
 from checkpoints.errors import CheckpointError
-from checkpoints.formats import Checkpoint, read, read_checkpoint, write
+from checkpoints.formats import FRAMEWORK_OF, Checkpoint, check_destination, read, read_checkpoint, write
 from checkpoints.layout_file import Extra, Layout, Move
 from checkpoints.names import NameMap, Rename
 from checkpoints.structure import Slot
 
 __all__ = [
+    "FRAMEWORK_OF",
     "Checkpoint",
     "CheckpointError",
     "Extra",
@@ -21,6 +22,8 @@ __all__ = [
     "Proof",
     "Rename",
     "Slot",
+    "as_stored",
+    "check_destination",
     "convert",
     "convert_proved",
     "plan",

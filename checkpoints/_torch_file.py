@@ -56,7 +56,7 @@ def read(data: memoryview, file: BinaryIO) -> Any:
     return _read_zip(file, len(data)) if data[:4] == ZIP_MAGIC else _read_legacy(data)
 
 
-# the zip format ------------------------------------------------------------------------------------------------
+# ---- the zip format ------------------------------------------------------------------------------------------------
 
 
 def _read_zip(file: BinaryIO, file_size: int) -> Any:
@@ -128,7 +128,7 @@ def _member(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], na
     return raw
 
 
-# the older format ----------------------------------------------------------------------------------------------
+# ---- the older format ----------------------------------------------------------------------------------------------
 
 
 def _read_legacy(data: memoryview) -> Any:
@@ -170,7 +170,7 @@ def _read_legacy(data: memoryview) -> Any:
     return content
 
 
-# what both share -----------------------------------------------------------------------------------------------
+# ---- what both share -----------------------------------------------------------------------------------------------
 
 
 def _storage_reference(reference: Any, length: int) -> tuple[np.dtype | None, str, int]:
@@ -242,7 +242,7 @@ _WORDS: dict[str, _pickle.Call | None] = (
 )
 
 
-# writing -------------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------------------------
 
 
 def write(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:

@@ -33,7 +33,7 @@ class Proof:
     round_trip: bool
 
 
-# planning ------------------------------------------------------------------------------------------------------
+# ---- planning ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,6 @@ def _places(slots: Sequence[Slot], framework: str, side: str, problems: list[str
         local = layer.names.get(slot.local, slot.local)
         place = _Place(slot, layer.kind or None, local, "", layer.operations.get(slot.local, "copy"))
         places.append(replace(place, name=_canonical_name(slot.name, place)))
-        if slot.name != slot.local and not slot.name.endswith("." + slot.local):
-            problems.append(f"{slot.name}: its local name {slot.local!r} is not its ending")
     for what, names in (("named", [p.slot.name for p in places]), ("read as", [p.name for p in places])):
         seen: set[str] = set()
         doubles = {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
@@ -194,7 +192,7 @@ def _ties(slots: Sequence[Slot]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(group) for group in groups.values())
 
 
-# converting ----------------------------------------------------------------------------------------------------
+# ---- converting ----------------------------------------------------------------------------------------------------
 
 
 def convert(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
@@ -256,6 +254,25 @@ def retype(layout: Layout, dtypes: Mapping[str, str]) -> Layout:
         return replace(move, dtype=dtype) if dtype in FLOATING and move.dtype in FLOATING else move
 
     return replace(layout, moves=tuple(new(move) for move in layout.moves))
+
+
+def as_stored(slots: Sequence[Slot], tensors: Mapping[str, np.ndarray], names: NameMap) -> tuple[Slot, ...]:
+    """The slots of a file whose names `names` turns into those of a live model's `slots`, for `plan` with these names.
+
+    A tensor that the map drops, or turns into no slot's name, is a bare tensor of its own shape and dtype.
+    """
+    by_name = {slot.name: slot for slot in slots}
+    first: dict[str, str] = {}
+    stored: list[Slot] = []
+    for name, array in tensors.items():
+        renamed = names.rename(name)
+        slot = by_name.get(renamed.name) if renamed else None
+        if slot is None:
+            stored.append(Slot(name, "tensor", name, array.shape, name_of(array.dtype)))
+            continue
+        leader = first.setdefault(slot.tied_to or slot.name, name)
+        stored.append(replace(slot, name=name, tied_to=None if leader == name else leader))
+    return tuple(stored)
 
 
 def _admit(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:

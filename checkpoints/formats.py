@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import pickle
 import struct
 import zipfile
@@ -24,6 +25,9 @@ from checkpoints import _pickle, _torch_file
 from checkpoints._dtypes import DTYPES, RAW16, bytes_of, name_of
 from checkpoints._files import write_aside
 from checkpoints.errors import CheckpointError
+
+# The framework whose own format a suffix is; .safetensors and .npz are anybody's.
+FRAMEWORK_OF = {".pth": "torch", ".pt": "torch", ".bin": "torch", ".pdparams": "paddle"}
 
 INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -117,6 +121,7 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping
     the format can't say a dtype, a name is empty, or the folder can't be written to.
     """
     path = Path(path)
+    check_destination(path)
     writer = _by_suffix(path, _WRITERS)
     if metadata and path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: only .safetensors carries metadata")
@@ -137,6 +142,18 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping
         raise CheckpointError(message if message.startswith(f"{path}:") else f"{path}: {message}") from error
 
 
+def check_destination(path: str | Path) -> None:
+    """CheckpointError unless `write` could begin: a suffix it knows, in a folder that exists and can be written to."""
+    path = Path(path)
+    _by_suffix(path, _WRITERS)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a directory; give the name of a file")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{path}: the folder {path.parent} can't be written to")
+
+
 def _by_suffix(path: Path, table: Mapping[str, Any]) -> Any:
     suffix = INDEX_SUFFIX if path.name.endswith(INDEX_SUFFIX) else path.suffix
     if suffix not in table:
@@ -153,7 +170,7 @@ def _mapped(file: BinaryIO) -> memoryview:
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-# safetensors ---------------------------------------------------------------------------------------------------
+# ---- safetensors ---------------------------------------------------------------------------------------------------
 # Eight bytes of header length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors without gaps:
 # https://huggingface.co/docs/safetensors
 
@@ -250,7 +267,7 @@ def _no_entry(entry: str | None) -> None:
         raise CheckpointError(f"holds one flat state dict, so there is no entry {entry!r} to take")
 
 
-# .pth, .pt, .bin, .pdparams ------------------------------------------------------------------------------------
+# ---- .pth, .pt, .bin, .pdparams ------------------------------------------------------------------------------------
 
 
 def _read_torch(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
@@ -356,7 +373,7 @@ def _keys(content: dict[Any, Any], without: Any = None) -> str:
     return ", ".join(listed[:20] + ["…"] * (len(listed) > 20)) or "none"
 
 
-# npz -----------------------------------------------------------------------------------------------------------
+# ---- npz -----------------------------------------------------------------------------------------------------------
 
 
 def _read_npz(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:

@@ -1,0 +1,352 @@
+"""`align convert`: a checkpoint of one framework becomes a checkpoint of the other, proved bit for bit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from alignment.frameworks import Framework, get_framework
+from alignment.twins import Twin, get_twin, parse_settings
+from checkpoints import (
+    FRAMEWORK_OF,
+    CheckpointError,
+    Layout,
+    NameMap,
+    Proof,
+    as_stored,
+    check_destination,
+    convert,
+    convert_proved,
+    plan,
+    read_checkpoint,
+    retype,
+    reverse,
+    write,
+)
+
+PROGRESS_AFTER = 2.0  # seconds
+
+Tensors = Mapping[str, np.ndarray]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Live:
+    """Both live models of a twin, and the layout between them in the models' own dtypes."""
+
+    source: Framework
+    target: Framework
+    source_model: Any
+    target_model: Any
+    layout: Layout
+
+
+@click.command("convert", short_help="Convert a checkpoint between frameworks, with proof.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--twin", "twin_name", metavar="NAME", help="Take the layout from the two live models of this twin.")
+@click.option(
+    "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting of the twin that the file can't tell."
+)
+@click.option("--layout", "layout_file", type=click.Path(path_type=Path), help="Take the layout from this file.")
+@click.option("--save-layout", type=click.Path(path_type=Path), help="Save the layout that was used.")
+@click.option(
+    "--from", "from_", type=click.Choice(["torch", "paddle"]), help="Framework of SOURCE (default: its suffix)."
+)
+@click.option("--to", type=click.Choice(["torch", "paddle"]), help="Framework of DESTINATION (default: its suffix).")
+@click.option(
+    "--names", "names_file", type=click.Path(path_type=Path), help="A name map (.toml or .json), with --twin."
+)
+@click.option("--entry", metavar="KEY", help="The state dict to take where SOURCE nests several.")
+@click.option("--bfloat16", is_flag=True, help="Sixteen-bit tensors that SOURCE's format can't name are bfloat16.")
+@click.option("--force", is_flag=True, help="Overwrite DESTINATION (and the file of --save-layout).")
+def command(
+    source: Path,
+    destination: Path,
+    twin_name: str | None,
+    assignments: tuple[str, ...],
+    layout_file: Path | None,
+    save_layout: Path | None,
+    from_: str | None,
+    to: str | None,
+    names_file: Path | None,
+    entry: str | None,
+    bfloat16: bool,
+    force: bool,
+) -> int:
+    """Convert the checkpoint SOURCE to DESTINATION.
+
+    Formats go by suffix: .safetensors, .pth, .pt, .bin, .pdparams, .npz. The layout comes from a twin's live models or
+    from a layout file: it is never guessed from shapes.
+    """
+    if (twin_name is None) == (layout_file is None):
+        raise click.UsageError(
+            "give --twin NAME or --layout FILE: how tensors are stored is never guessed from shapes."
+        )
+    if layout_file and (assignments or names_file):
+        raise click.UsageError("--set and --names go with --twin; a layout file already says all they could.")
+    _check_outputs(source, destination, save_layout, force)
+
+    with _progress() as say:
+        say(f"reading {source}")
+        checkpoint = read_checkpoint(source, entry)
+        tensors = checkpoint.tensors
+        live: _Live | None = None
+        if twin_name is not None:
+            twin = get_twin(twin_name)
+            frameworks = _frameworks(source, destination, from_, to)
+            names = NameMap.load(names_file) if names_file else None
+            settings = _settings(twin, assignments, tensors, names, source)
+            say("building the models of the twin")
+            live = _build(twin, frameworks, settings, tensors, names)
+            layout = retype(live.layout, {name: _dtype(array, bfloat16) for name, array in tensors.items()})
+        else:
+            layout = _directed(Layout.load(layout_file or ""), source, destination, from_, to)
+        say("converting")
+        try:
+            converted, proof = convert_proved(tensors, layout)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from error
+        held = _models_agree(live, layout, tensors, converted) if live else None
+        say(f"writing {destination}")
+        write(destination, converted)
+        if save_layout:
+            layout.save(save_layout)
+    _summarise(Console(highlight=False), destination, checkpoint.notes, layout, proof, held)
+    return 0
+
+
+def _check_outputs(source: Path, destination: Path, save_layout: Path | None, force: bool) -> None:
+    check_destination(destination)
+    if destination.exists() and source.exists() and destination.samefile(source):
+        raise CheckpointError(f"{destination}: is the source itself; choose another name")
+    for path in (destination, save_layout):
+        if path is not None and path.exists() and not force:
+            raise CheckpointError(f"{path}: exists; choose another name, or overwrite it with --force")
+
+
+def _frameworks(source: Path, destination: Path, from_: str | None, to: str | None) -> tuple[str, str]:
+    found = []
+    for path, given, option in ((source, from_, "--from"), (destination, to, "--to")):
+        framework = given or FRAMEWORK_OF.get(path.suffix)
+        if framework is None:
+            raise click.UsageError(
+                f"{path.name}: the suffix does not tell the framework; give {option} torch or paddle."
+            )
+        found.append(framework)
+    return found[0], found[1]
+
+
+def _directed(layout: Layout, source: Path, destination: Path, from_: str | None, to: str | None) -> Layout:
+    """The layout, or its way back where the files or options ask for that direction."""
+    ways = (layout.source_framework, layout.target_framework)
+    asked = (from_ or FRAMEWORK_OF.get(source.suffix), to or FRAMEWORK_OF.get(destination.suffix))
+
+    def fits(way: tuple[str, str]) -> bool:
+        return all(want in (None, have) for want, have in zip(asked, way, strict=True))
+
+    if fits(ways):
+        return layout
+    if fits(ways[::-1]):
+        return reverse(layout)
+    raise CheckpointError(
+        f"the layout goes from {ways[0]} to {ways[1]}, but the files or options say "
+        f"{asked[0] or 'any'} to {asked[1] or 'any'}"
+    )
+
+
+def _dtype(array: np.ndarray, bfloat16: bool) -> str:
+    return "bfloat16" if bfloat16 and array.dtype in (np.dtype("uint16"), np.dtype("V2")) else array.dtype.name
+
+
+def _build(
+    twin: Twin, frameworks: tuple[str, str], settings: Mapping[str, Any], tensors: Tensors, names: NameMap | None
+) -> _Live:
+    sides = {side.framework: side for side in (twin.candidate, twin.reference)}
+    absent = [framework for framework in frameworks if framework not in sides]
+    if absent:
+        raise CheckpointError(f"the twin {twin.name} has no {absent[0]} side; it has {' and '.join(sorted(sides))}")
+    source, target = (get_framework(framework) for framework in frameworks)
+    models = [
+        adapter.build(sides[framework].target, settings)
+        for adapter, framework in zip((source, target), frameworks, strict=True)
+    ]
+    slots = source.slots(models[0])
+    if names is not None:
+        slots = as_stored(slots, tensors, names)
+    layout = plan(slots, target.slots(models[1]), *frameworks, names)
+    return _Live(source, target, models[0], models[1], layout)
+
+
+def _models_agree(live: _Live, layout: Layout, tensors: Tensors, converted: Tensors) -> bool | None:
+    """Load both live models and compare their parameters bit for bit through the layout.
+
+    None where the file's dtype is not the models', so that loading would round; CheckpointError where they differ.
+    """
+    if layout != live.layout or any(move.source not in tensors for move in layout.moves):
+        return None
+    own = {slot.name for slot in live.source.slots(live.source_model)}
+    if own != set(tensors):  # a name map renames, so the source model can't be filled by name
+        live.target.load_state(live.target_model, converted)
+        expected: Tensors = converted
+    else:
+        live.source.load_state(live.source_model, tensors)
+        live.target.load_state(live.target_model, converted)
+        expected = convert(live.source.read_state(live.source_model), layout)
+    found = live.target.read_state(live.target_model)
+    wrong = [name for name, array in expected.items() if array.tobytes() != found[name].tobytes()]
+    if wrong:
+        raise CheckpointError(f"the live models do not hold equal tensors: {', '.join(wrong)}")
+    return True
+
+
+# ---- sizes that can be read off a checkpoint -----------------------------------------------------------------------
+# Each reads the shapes of embeddings and biases and the number of elements, which are the same in every framework.
+
+
+class _Shapes:
+    """Shapes by tensor name; a name that isn't there is remembered for the message."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = shapes
+
+    def size(self, name: str, axis: int = 0) -> int:
+        if name not in self.shapes or axis >= len(self.shapes[name]):
+            raise LookupError(name)
+        return self.shapes[name][axis]
+
+    def count(self, prefix: str) -> int:
+        """How many numbered children `prefix` has."""
+        found = {name.removeprefix(prefix).partition(".")[0] for name in self.shapes if name.startswith(prefix)}
+        return sum(child.isdigit() for child in found)
+
+
+_Sizes = dict[str, Callable[[_Shapes], Any]]
+
+
+def _fast_transformer(prefix: str) -> _Sizes:
+    attention, feed_forward = f"{prefix}layers.0.0.fn.", f"{prefix}layers.0.1.fn."
+
+    def heads(s: _Shapes) -> int:
+        width = int(np.prod(s.shapes.get(attention + "to_qkv.weight", (0,)))) // s.size(f"{prefix}token_emb.weight", 1)
+        if not width:
+            raise LookupError(attention + "to_qkv.weight")
+        return width // (3 * s.size(attention + "to_r.bias"))
+
+    sizes: _Sizes = {
+        "num_tokens": lambda s: s.size(f"{prefix}token_emb.weight"),
+        "dim": lambda s: s.size(f"{prefix}token_emb.weight", 1),
+        "depth": lambda s: s.count(f"{prefix}layers."),
+        "heads": heads,
+        "dim_head": lambda s: s.size(attention + "to_r.bias"),
+        "ff_mult": lambda s: s.size(feed_forward + "0.bias") // s.size(f"{prefix}token_emb.weight", 1),
+        "absolute_pos_emb": lambda s: f"{prefix}abs_pos_emb.weight" in s.shapes,
+        # Rotary positions keep nothing of this length, so any will do for the layout.
+        "max_seq_len": lambda s: s.shapes.get(f"{prefix}abs_pos_emb.weight", (1,))[0],
+    }
+    return sizes
+
+
+SIZES: dict[str, _Sizes] = {
+    "fastformer-classifier": {
+        "vocab_size": lambda s: s.size("word_embedding.weight"),
+        "hidden_size": lambda s: s.size("word_embedding.weight", 1),
+        "num_classes": lambda s: s.size("dense_linear.bias"),
+        "max_position_embeddings": lambda s: s.size("fastformer_model.position_embeddings.weight"),
+        "num_hidden_layers": lambda s: s.count("fastformer_model.encoders."),
+        "num_attention_heads": lambda s: s.size("fastformer_model.encoders.0.attention.self.query_att.bias"),
+        "intermediate_size": lambda s: s.size("fastformer_model.encoders.0.intermediate.dense.bias"),
+        "pooler_count": lambda s: s.count("fastformer_model.poolers."),
+    },
+    "fast-transformer": _fast_transformer(""),
+    "fast-transformer-classifier": _fast_transformer("fastformer_model.")
+    | {"num_classes": lambda s: s.size("dense_linear.bias")},
+    "fastformer-text-classifier": {
+        "vocab_size": lambda s: s.size("embedding.weight"),
+        "embed": lambda s: s.size("embedding.weight", 1),
+        "num_classes": lambda s: s.size("fc.bias"),
+        "num_attention_heads": lambda s: s.size("query_att.bias"),
+    },
+}
+
+
+def _settings(
+    twin: Twin, assignments: tuple[str, ...], tensors: Tensors, names: NameMap | None, source: Path
+) -> dict[str, Any]:
+    """The twin's settings: what --set says, else what the file's shapes tell, else the default of what has none."""
+    settings = parse_settings(twin, assignments)
+    given = {assignment.partition("=")[0].strip() for assignment in assignments}
+    renamed = {name: names.rename(name) if names else None for name in tensors}
+    shapes = _Shapes({(new.name if new else name): tensors[name].shape for name, new in renamed.items()})
+    unknown: dict[str, str] = {}
+    for setting, tell in SIZES.get(twin.name, {}).items():
+        if setting in given:
+            continue
+        try:
+            settings[setting] = tell(shapes)
+        except (LookupError, ZeroDivisionError) as error:
+            unknown[setting] = str(error).strip("'")
+    if unknown:
+        options = " ".join(f"--set {setting}=VALUE" for setting in unknown)
+        lacking = ", ".join(sorted(set(unknown.values())))
+        raise CheckpointError(
+            f"{source}: does not tell all sizes of {twin.name} (it has no {lacking}).\n"
+            f"  Give {options}, or --names FILE if its tensors have other names."
+        )
+    return settings
+
+
+# ---- what the user sees --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress() -> Iterator[Say]:
+    """A spinner with the current step on standard error, for what takes longer than two seconds."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with_bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = with_bar.add_task("", total=None)
+    timer = threading.Timer(PROGRESS_AFTER, with_bar.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield lambda step: with_bar.update(task, description=step)
+    finally:
+        timer.cancel()
+        timer.join()
+        with_bar.stop()
+
+
+def _summarise(
+    console: Console, destination: Path, notes: tuple[str, ...], layout: Layout, proof: Proof, held: bool | None
+) -> None:
+    console.print(f"[bold]{layout.source_framework} → {layout.target_framework}[/]  ", end="")
+    console.out(str(destination))
+    table = Table.grid(padding=(0, 2))
+    table.add_row("tensors moved", f"{proof.moved} ({proof.bytes:,} bytes)")
+    table.add_row("  transposed", str(proof.transposed))
+    if proof.reshaped:
+        table.add_row("  reshaped", str(proof.reshaped))
+    if proof.tied:
+        table.add_row("  further names of tied tensors", str(proof.tied))
+    table.add_row("dropped", str(proof.dropped))
+    if proof.filled:
+        table.add_row("filled with zeros", str(proof.filled))
+    table.add_row("there and back", "bit-identical")
+    if held is not None:
+        table.add_row("live models", "hold equal tensors, bit for bit")
+    console.print(table)
+    for extra in (*layout.dropped, *layout.filled):
+        console.out(f"  {extra.name}: {extra.reason}")
+    for note in notes:
+        console.out(f"  {note}")
