@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,12 +49,18 @@ class EncodedReviews:
         return len(self.vocabulary)
 
 
-@dataclass(eq=False)
+class Tokens(NamedTuple):
+    """Tokens of some reviews one after the other, int32 [tokens], and how many each review has, int64 [reviews]."""
+
+    flat: np.ndarray
+    counts: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class TokenisedReviews:
     """All tokens of many reviews by provisional id, about four bytes a token: what selections are made from."""
 
-    chunks: list[np.ndarray]  # int32, tokens one review after the other
-    counts: np.ndarray  # int64 [n], tokens of each review
+    parts: list[Tokens]  # some thousand reviews each, in file order
     labels: np.ndarray  # int64 [n]
     words: tuple[str, ...]  # words[0] has id 1
     reader: ReviewReader
@@ -80,39 +86,44 @@ class TokenisedReviews:
             raise DataError("length, min_count and max_size must be at least 1")
         if order not in ("appearance", "frequency"):
             raise DataError(f'order is "{order}", not "appearance" or "frequency"')
-        wanted = np.arange(len(self.counts)) if rows is None else np.unique(rows)
-        flat, counts = self._gather(wanted)
-        ranks, words = _rank(flat, self.words, min_count, max_size, order)
-        flat = ranks[flat]
-        place = np.arange(length)[None, :]
-        starts = np.cumsum(counts) - counts
-        inside = place < counts[:, None]
+        wanted = np.arange(len(self.labels)) if rows is None else np.unique(rows)
+        parts = self._select(wanted)
+        if rows is None and min_count == 1 and max_size is None and order == "appearance":
+            ranks, words = None, self.words  # they are numbered so already
+        else:
+            ranks, words = _rank(parts, self.words, min_count, max_size, order)
         ids = np.zeros((len(wanted), length), dtype=np.int32)
-        ids[inside] = flat[(starts[:, None] + place)[inside]]
+        row = 0
+        for part in parts:
+            _fill(ids[row : row + len(part.counts)], part, ranks)
+            row += len(part.counts)
+        labels = self.labels[wanted]
         if rows is not None:
-            ids = ids[np.searchsorted(wanted, rows)]
-        labels = self.labels if rows is None else self.labels[rows]
-        return EncodedReviews(
-            ids, labels, Vocabulary((PADDING, *words)), self.reader.bad, self.reader.bad_lines, self._notes(counts)
-        )
+            at = np.searchsorted(wanted, rows)
+            ids, labels = ids[at], labels[at]
+        vocabulary = Vocabulary((PADDING, *words))
+        empty = sum(int((part.counts == 0).sum()) for part in parts)
+        return EncodedReviews(ids, labels, vocabulary, self.reader.bad, self.reader.bad_lines, self._notes(empty))
 
-    def _gather(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of the `wanted` reviews (ascending), and how many each has."""
-        keep = np.zeros(len(self.counts), dtype=bool)
+    def _select(self, wanted: np.ndarray) -> list[Tokens]:
+        """The tokens of the `wanted` reviews (ascending)."""
+        if len(wanted) == len(self.labels):
+            return self.parts
+        keep = np.zeros(len(self.labels), dtype=bool)
         keep[wanted] = True
         parts, row = [], 0
-        ends = np.cumsum(self.counts)
-        for chunk in self.chunks:
-            last = row + int(np.searchsorted(ends[row:], ends[row - 1] + len(chunk) if row else len(chunk), "right"))
-            parts.append(chunk[np.repeat(keep[row:last], self.counts[row:last])])
-            row = last
-        return np.concatenate([np.empty(0, dtype=np.int32), *parts]), self.counts[wanted]
+        for flat, counts in self.parts:
+            here = keep[row : row + len(counts)]
+            row += len(counts)
+            if here.any():
+                parts.append(Tokens(flat[np.repeat(here, counts)], counts[here]))
+        return parts
 
-    def _notes(self, counts: np.ndarray) -> tuple[str, ...]:
+    def _notes(self, empty: int) -> tuple[str, ...]:
         notes = []
         if self.reader.truncated:
             notes.append(f"{self.reader.name}: {self.reader.truncated}; these were kept")
-        if empty := int((counts == 0).sum()):
+        if empty:
             notes.append(f"{empty:,} reviews have no word: wholly padded rows")
         return tuple(notes)
 
@@ -134,18 +145,16 @@ def tokenise_reviews(
         raise DataError("max_reviews must be at least 1")
     reader = ReviewReader(source, strict=strict, allow_truncated=allow_truncated, progress=progress)
     indexer = Indexer(lower)
-    chunks, counts, labels, left = [], [], [], max_reviews
+    parts, labels, left = [], [], max_reviews
     for texts, stars in reader.blocks():
         if left is not None:
             texts, stars = texts[:left], stars[:left]
             left -= len(texts)
-        flat, count = indexer.index(texts)
-        chunks.append(flat)
-        counts.append(count)
+        parts.append(Tokens(*indexer.index(texts)))
         labels.append(np.array(stars, dtype=np.int64))
         if left == 0:
             break
-    return TokenisedReviews(chunks, np.concatenate(counts), np.concatenate(labels), indexer.tokens(), reader)
+    return TokenisedReviews(parts, np.concatenate(labels), indexer.words(), reader)
 
 
 def encode_reviews(
@@ -206,14 +215,31 @@ def review_batch(
     return Batch(name, inputs, reviews.labels[rows].astype(np.int64))
 
 
+def _fill(ids: np.ndarray, part: Tokens, ranks: np.ndarray | None) -> None:
+    """Write the tokens of some reviews into their rows of zeros, int32 [reviews, length]; what is longer is cut."""
+    length = ids.shape[1]
+    kept = np.minimum(part.counts, length)
+    before = np.cumsum(kept) - kept
+    step = np.arange(int(kept.sum()))
+    source = np.repeat(np.cumsum(part.counts) - part.counts - before, kept) + step
+    target = np.repeat(np.arange(len(kept)) * length - before, kept) + step
+    tokens = part.flat[source]
+    ids.reshape(-1)[target] = tokens if ranks is None else ranks[tokens]
+
+
 def _rank(
-    flat: np.ndarray, words: tuple[str, ...], min_count: int, max_size: int | None, order: str
+    parts: list[Tokens], words: tuple[str, ...], min_count: int, max_size: int | None, order: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """New id of each provisional one, int32 [len(words) + 1], and the words from id 1 on."""
-    counts = np.bincount(flat, minlength=len(words) + 1)
-    present = np.flatnonzero(counts)
+    counts = np.zeros(len(words) + 1, dtype=np.int64)
     first = np.zeros(len(words) + 1, dtype=np.int64)
-    first[flat[::-1]] = np.arange(len(flat))[::-1]
+    place = 0
+    for flat, _ in parts:
+        met, at, times = np.unique(flat, return_index=True, return_counts=True)
+        first[met] = np.where(counts[met] == 0, at + place, first[met])
+        counts[met] += times
+        place += len(flat)
+    present = np.flatnonzero(counts)
     by_appearance = present[np.argsort(first[present])]
     by_frequency = by_appearance[np.argsort(-counts[by_appearance], kind="stable")]
     kept = by_frequency[counts[by_frequency] >= min_count][:max_size]
