@@ -1,0 +1,7 @@
+"""Fastformer in torch: the reference side of four twins (``fastformer_paddle`` holds the other)."""
+
+from .fast_transformer import FastTransformer, FastTransformerClassifier
+from .fastformer_classifier import FastformerClassifier
+from .fastformer_text_classifier import FastformerTextClassifier
+
+__all__ = ["FastTransformer", "FastTransformerClassifier", "FastformerClassifier", "FastformerTextClassifier"]
