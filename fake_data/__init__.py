@@ -2,6 +2,7 @@
 
 from fake_data.batches import Batch, adversarial_batches, make_batch
 from fake_data.errors import DataError
+from fake_data.saved import load_batches, save_batches
 from fake_data.spec import Field, Floats, Ids, InputSpec, Labels, Mask
 
 __all__ = [
@@ -14,5 +15,7 @@ __all__ = [
     "Labels",
     "Mask",
     "adversarial_batches",
+    "load_batches",
     "make_batch",
+    "save_batches",
 ]

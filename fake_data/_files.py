@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from fake_data.errors import DataError
 
@@ -48,6 +51,44 @@ def read(path: Path) -> bytes:
         raise DataError(f"{path} does not exist") from None
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON."""
+    write(path, json.dumps(value, indent=2).encode() + b"\n")
+
+
+def read_manifest(path: Path, schema: str, version: int) -> dict[str, Any]:
+    """A manifest of that schema and version. Raises DataError when the file is anything else."""
+    try:
+        value = json.loads(read(path))
+    except (ValueError, RecursionError):
+        raise DataError(f"{path} is no JSON; write the folder again") from None
+    if not isinstance(value, dict) or value.get("schema") != schema:
+        raise DataError(f'{path} is no manifest of "{schema}"')
+    if value.get("version") != version:
+        raise DataError(f"{path} has version {value.get('version')!r}, but this release reads version {version}")
+    return value
+
+
+def array_facts(array: np.ndarray) -> dict[str, Any]:
+    """Dtype, shape and hash of an array, the hash over its little-endian bytes in C order."""
+    content = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": sha256(content.tobytes())}
+
+
+def check_array(where: str, array: np.ndarray, facts: dict[str, Any]) -> None:
+    """Raises DataError, beginning with `where`, when the array is not the one these facts were written of."""
+    for key, found in array_facts(array).items():
+        if found != facts[key]:
+            raise DataError(f"{where} has {key} {found}, but the manifest says {facts[key]}; write the folder again")
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The path of a file that a manifest names. Raises DataError when the name leads out of the folder."""
+    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+        raise DataError(f"{folder}: the manifest names the file {name!r}, which is no plain file name")
+    return folder / name
 
 
 def sha256(content: bytes | memoryview) -> str:

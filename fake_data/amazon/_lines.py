@@ -14,7 +14,7 @@ Progress = Callable[[int, int], None]
 GZIP_MAGIC = b"\x1f\x8b"
 READ = 1 << 17  # bytes read from the file at a time
 BLOCK = 1 << 20  # bytes decompressed at most at a time
-LONGEST_LINE = 1 << 24
+LONGEST_LINE = 1 << 20  # thirty times the longest review
 BOM = b"\xef\xbb\xbf"
 
 
@@ -23,7 +23,7 @@ class TruncatedError(Exception):
 
 
 def line_blocks(path: Path, progress: Progress | None = None) -> Iterator[list[bytes]]:
-    """Blocks of lines without their newline. Of a line above 16 MiB only a little more than that is delivered.
+    """Blocks of lines without their newline. Of a line above a MiB only a little more than that is delivered.
 
     `progress` is called with the bytes of the file that were read and its size. Raises DataError when the file is
     missing, a directory or unreadable, and TruncatedError when gzip data ends early or is damaged.

@@ -15,8 +15,6 @@ from fake_data.amazon.tokens import PADDING, UNKNOWN, Indexer
 from fake_data.batches import Batch
 from fake_data.errors import DataError
 
-CLASSES = 5
-
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
@@ -65,6 +63,9 @@ class TokenisedReviews:
     words: tuple[str, ...]  # words[0] has id 1
     reader: ReviewReader
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def encode(
         self,
         rows: np.ndarray | None = None,
@@ -86,6 +87,8 @@ class TokenisedReviews:
             raise DataError("length, min_count and max_size must be at least 1")
         if order not in ("appearance", "frequency"):
             raise DataError(f'order is "{order}", not "appearance" or "frequency"')
+        if rows is not None and not ((rows >= 0) & (rows < len(self.labels))).all():
+            raise DataError(f"rows are out of range: there are {len(self.labels):,} reviews")
         wanted = np.arange(len(self.labels)) if rows is None else np.unique(rows)
         parts = self._select(wanted)
         if rows is None and min_count == 1 and max_size is None and order == "appearance":

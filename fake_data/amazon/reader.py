@@ -43,7 +43,7 @@ class ReviewReader:
     """Reads reviews in blocks, from a file or from dicts, and counts what it met.
 
     `source` is a path, or any iterable of dicts with `reviewText` and `overall`. A bad line (not parseable, not UTF-8,
-    no dict, no text, no rating of 1 to 5 whole stars, above 16 MiB) is counted in `bad` and the first twenty are kept
+    no dict, no text, no rating of 1 to 5 whole stars, above a MiB) is counted in `bad` and the first twenty are kept
     in `bad_lines`; blank lines are passed over. Iterating raises DataError
 
     - when the file is missing, empty, a directory, or holds no review at all,
@@ -145,7 +145,7 @@ def _review(row: Any) -> tuple[str, int | None]:
     if isinstance(row, bytes):
         if len(row) > LONGEST_LINE:
             raise _BadError(f"longer than {LONGEST_LINE >> 20} MiB")
-        row = row.strip()
+        row = row.strip()  # of CR, too
         if not row:
             return "", None
         try:
@@ -174,7 +174,9 @@ def _review(row: Any) -> tuple[str, int | None]:
 
 
 def _literal(line: bytes) -> Any:
-    """The value of a Python literal. Raises _BadError."""
+    """The value of a Python dict literal. Raises _BadError."""
+    if not line.startswith(b"{"):
+        raise _BadError("not a dict")
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -184,4 +186,4 @@ def _literal(line: bytes) -> Any:
             warnings.simplefilter("ignore")
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise _BadError("neither JSON nor a Python literal") from None
+        raise _BadError("neither JSON nor a Python dict literal") from None

@@ -19,6 +19,7 @@ import numpy as np
 
 from fake_data._files import replaced
 from fake_data._raw import Raw
+from fake_data.amazon._lines import Progress
 from fake_data.errors import DataError
 
 WORDS = 30_000
@@ -64,16 +65,19 @@ def synthetic_reviews(count: int, seed: int) -> Iterator[dict[str, Any]]:
         yield from _block(seed, block, min(BLOCK, count - block * BLOCK))
 
 
-def write_synthetic(path: str | Path, count: int, seed: int) -> None:
+def write_synthetic(path: str | Path, count: int, seed: int, *, progress: Progress | None = None) -> None:
     """Write `count` synthetic reviews as JSON lines, compressed when the name ends in .gz.
 
     The lines are the same everywhere; the compressed bytes carry no time or name, so one zlib always gives the same.
+    `progress` is called with the reviews done and `count`. Raises DataError when the file can't be written.
     """
     path = Path(path)
     with replaced(path) as file:
         out = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) if path.suffix == ".gz" else file
-        for review in synthetic_reviews(count, seed):
+        for number, review in enumerate(synthetic_reviews(count, seed), start=1):
             out.write(json.dumps(review).encode() + b"\n")
+            if progress is not None and (number % BLOCK == 0 or number == count):
+                progress(number, count)
         if out is not file:
             out.close()
 

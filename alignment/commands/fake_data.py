@@ -1,0 +1,163 @@
+"""`align fake-data`: write batches, made-up reviews, or a review file as arrays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from alignment.errors import AlignmentError
+from alignment.twins import DEFAULT_TWIN, get_twin, parse_settings
+from fake_data import adversarial_batches, make_batch, save_batches
+from fake_data.amazon import balanced_split, random_split, save_reviews, tokenise_reviews, write_synthetic
+
+# A bar appears only for what takes longer than this.
+PATIENCE_SECONDS = 2.0
+SHOWN_BAD_LINES = 5
+DEFAULT_LENGTH = 64
+
+FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
+SEED = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed, the same bytes."
+)
+OUT_FOLDER = click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where to write."
+)
+
+
+@click.group("fake-data")
+def command() -> None:
+    """Make what goes into a model: batches, made-up reviews, or a real review file as arrays."""
+
+
+@command.command()
+@OUT_FOLDER
+@SEED
+@click.option("--twin", "name", default=DEFAULT_TWIN, show_default=True, metavar="NAME", help="Whose inputs to make.")
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A size or other setting of the twin.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Rows of a batch.")
+@click.option("--length", type=click.IntRange(1), help="Tokens of a row  [default: 64, or the model's longest if less]")
+@FORCE
+def batches(
+    out: Path, seed: int, name: str, assignments: tuple[str, ...], batch_size: int, length: int | None, force: bool
+) -> None:
+    """Write a random batch of a twin's inputs, and the batches on which ports go wrong.
+
+    One safetensors file each, and manifest.json with seed, shapes and hashes.
+    """
+    _refuse_overwriting(out / "manifest.json", force)
+    twin = get_twin(name)
+    spec = twin.inputs(parse_settings(twin, assignments))
+    length = min(DEFAULT_LENGTH, spec.max_length) if length is None else length
+    made = [
+        make_batch(spec, seed=seed, batch_size=batch_size, length=length),
+        *adversarial_batches(spec, seed=seed, batch_size=batch_size, length=length),
+    ]
+    save_batches(out, made, spec, seed)
+    for batch in made:
+        shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in batch.inputs.items())
+        click.echo(f"{batch.name:14} {shapes}")
+    click.echo(f"{len(made)} batches of {twin.name}, seed {seed}: {out}")
+
+
+@command.command()
+@click.option("--count", required=True, type=click.IntRange(1), metavar="N", help="How many reviews.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where to write; compressed when the name ends in .gz.",
+)
+@SEED
+@FORCE
+def synthetic(count: int, out: Path, seed: int, force: bool) -> None:
+    """Write made-up reviews in the published format, one JSON object a line."""
+    _refuse_overwriting(out, force)
+    with _bar("writing reviews") as progress:
+        write_synthetic(out, count, seed, progress=progress)
+    click.echo(f"{count:,} reviews, seed {seed}: {out}")
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@OUT_FOLDER
+@click.option(
+    "--split",
+    "kind",
+    type=click.Choice(["balanced", "random"]),
+    default="balanced",
+    show_default=True,
+    help="As many of each rating (8,000 / 1,000 / 1,000 a class), or any 40,000 / 5,000 / 5,000.",
+)
+@click.option("--length", type=click.IntRange(1), default=512, show_default=True, help="Tokens of a row.")
+@click.option(
+    "--min-count", type=click.IntRange(1), default=1, show_default=True, help="A word met less often becomes <unknown>."
+)
+@click.option("--max-size", type=click.IntRange(1), help="Only that many words, the most frequent.")
+@click.option("--strict", is_flag=True, help="Stop at the first line that holds no review.")
+@click.option("--allow-truncated", is_flag=True, help="Keep what a cut or damaged gzip file still holds.")
+@SEED
+@FORCE
+def amazon(
+    file: Path,
+    out: Path,
+    kind: str,
+    length: int,
+    min_count: int,
+    max_size: int | None,
+    strict: bool,
+    allow_truncated: bool,
+    seed: int,
+    force: bool,
+) -> None:
+    """Turn a file of Amazon reviews into arrays: data.npy, label.npy, num_tokens.npy, vocabulary.txt, manifest.json.
+
+    FILE holds JSON lines or Python dict literals, gzip or plain.
+    """
+    _refuse_overwriting(out / "manifest.json", force)
+    with _bar(f"reading {file.name}") as progress:
+        tokenised = tokenise_reviews(file, strict=strict, allow_truncated=allow_truncated, progress=progress)
+    split = (
+        balanced_split(tokenised.labels, seed=seed) if kind == "balanced" else random_split(len(tokenised), seed=seed)
+    )
+    reviews = tokenised.encode(split.rows(), length=length, min_count=min_count, max_size=max_size)
+    about = {"source": file.name, "reviews": len(tokenised), "split": kind, "seed": seed, "length": length}
+    save_reviews(out, reviews, split=split, about=about)
+    parts = ", ".join(f"{name} {end - start:,}" for name, (start, end) in split.parts().items())
+    click.echo(f"{len(tokenised):,} reviews read, {len(reviews.labels):,} written: {parts}")
+    click.echo(f"{reviews.num_tokens:,} ids, padding included; rows of {length} tokens")
+    for note in (*reviews.notes, *split.notes):
+        click.echo(f"note: {note}")
+    if reviews.bad:
+        click.echo(f"{reviews.bad:,} lines held no review:")
+        for line in reviews.bad_lines[:SHOWN_BAD_LINES]:
+            click.echo(f"  line {line.number:,}: {line.why}")
+        if reviews.bad > SHOWN_BAD_LINES:
+            click.echo("  …")
+    click.echo(f"{kind} split, seed {seed}: {out}")
+
+
+def _refuse_overwriting(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise AlignmentError(f"{path} exists; use --force to replace it, or another --out")
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error that appears after two seconds and leaves nothing behind."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, visible=False)
+        started = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            visible = time.monotonic() - started > PATIENCE_SECONDS
+            bar.update(task, completed=done, total=total, visible=visible)
+
+        yield show
