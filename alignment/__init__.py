@@ -1,0 +1,33 @@
+"""Proves that a reference model and its candidate port compute the same thing, and says where they do not.
+
+    from alignment import Options, check
+
+    report = check("fast-transformer-classifier", Options(steps=(3, 5)))
+    assert report.verdict == "aligned"
+
+Nothing here imports a framework until a check runs.
+"""
+
+from alignment.check import check
+from alignment.compare import Comparison, Pair, Tolerance, compare
+from alignment.errors import AlignmentError, FrameworkMissingError
+from alignment.experiment import Options
+from alignment.report import Report, StageResult, TensorResult, TwinResult
+from alignment.twins import Side, Twin
+
+__all__ = [
+    "AlignmentError",
+    "Comparison",
+    "FrameworkMissingError",
+    "Options",
+    "Pair",
+    "Report",
+    "Side",
+    "StageResult",
+    "TensorResult",
+    "Tolerance",
+    "Twin",
+    "TwinResult",
+    "check",
+    "compare",
+]

@@ -188,15 +188,15 @@ def _build(
     return _Live(source, target, models[0], models[1], layout)
 
 
-def _models_agree(live: _Live, layout: Layout, tensors: Tensors, converted: Tensors) -> bool | None:
-    """Load both live models and compare their parameters bit for bit through the layout.
+def _models_agree(live: _Live, layout: Layout, tensors: Tensors, converted: Tensors) -> bool:
+    """Load both live models and compare their tensors bit for bit through the layout.
 
-    None where the file's dtype is not the models', so that loading would round; CheckpointError where they differ.
+    False where the file's dtype is not the models', so that loading would round; CheckpointError where they differ.
     """
-    if layout != live.layout or any(move.source not in tensors for move in layout.moves):
-        return None
+    if layout != live.layout:
+        return False
     own = {slot.name for slot in live.source.slots(live.source_model)}
-    if own != set(tensors):  # a name map renames, so the source model can't be filled by name
+    if own != set(tensors):  # renamed, or a tied name is left out: the source model can't be filled by name
         live.target.load_state(live.target_model, converted)
         expected: Tensors = converted
     else:
@@ -344,7 +344,9 @@ def _summarise(
         table.add_row("filled with zeros", str(proof.filled))
     table.add_row("there and back", "bit-identical")
     if held is not None:
-        table.add_row("live models", "hold equal tensors, bit for bit")
+        table.add_row(
+            "live models", "hold equal tensors, bit for bit" if held else "not compared: the file is no float32"
+        )
     console.print(table)
     for extra in (*layout.dropped, *layout.filled):
         console.out(f"  {extra.name}: {extra.reason}")

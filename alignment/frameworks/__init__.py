@@ -1,0 +1,143 @@
+"""The door to each framework: one adapter file per framework, imported only when asked for.
+
+An adapter holds all that differs between frameworks: build, load, run, record, gradients, optimizer step, seeds, threads.
+The toolkit never asks which framework it has. A third framework costs one file here and one table in
+`checkpoints.layouts`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+from numpy.typing import NDArray
+
+from alignment.errors import AlignmentError, FrameworkMissingError
+from alignment.trace import Trace
+from checkpoints.structure import Slot
+
+# framework -> (adapter module, package to look for, how to get it)
+FRAMEWORKS = {
+    "torch": ("alignment.frameworks.torch", "torch", 'pip install "alignment[torch]"'),
+    "paddle": (
+        "alignment.frameworks.paddle",
+        "paddle",
+        'pip install "alignment[paddle]" (or "alignment[paddle-gpu]" on a CUDA machine)',
+    ),
+}
+
+Where = Literal["model", "criterion"]
+
+
+@dataclass(frozen=True)
+class ModuleInfo:
+    """One module of a model's tree: its path (``""`` is the root) and its class name."""
+
+    path: str
+    kind: str
+
+
+class Framework(Protocol):
+    """What an adapter offers. `model` is the framework's own module, opaque to the toolkit."""
+
+    name: str
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the framework and of what it computes with, for the report."""
+
+    def set_threads(self, count: int) -> None:
+        """Use `count` CPU threads."""
+
+    def build(self, target: str, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False) -> Any:
+        """A new float32 model: class `target` (``"package.module:Class"``), built with keywords `settings` under `seed`.
+
+        criterion: give the model a mean cross entropy module named ``criterion`` if it has none of its own.
+        """
+
+    def slots(self, model: Any) -> tuple[Slot, ...]:
+        """Every name of the state dict, in its order."""
+
+    def modules(self, model: Any) -> tuple[ModuleInfo, ...]:
+        """The module tree in definition order; a shared module appears once, under its first path."""
+
+    def read_state(self, model: Any) -> dict[str, NDArray]:
+        """Copies of all tensors of the state dict."""
+
+    def load_state(self, model: Any, tensors: Mapping[str, NDArray]) -> None:
+        """Fill every tensor of the state dict, in the model's own dtype. Names and shapes must fit exactly."""
+
+    def cast(self, model: Any, dtype: str) -> Any:
+        """The model with all floating-point parameters and buffers in `dtype` (in place where the framework does so).
+
+        Layers' eps is rounded to float32, whatever `dtype`: like weights and inputs, it should be what the float32 model
+        computes with. Paddle's kernels hold it as float32 always, so that 1e-5 is off by 2.5e-13 in a float64 run: a
+        million times float64's rounding where the variance is small.
+        """
+
+    def run(
+        self,
+        model: Any,
+        inputs: Mapping[str, NDArray],
+        targets: NDArray | None,
+        *,
+        loss: Where,
+        backward: bool = False,
+        learning_rate: float | None = None,
+    ) -> Trace:
+        """Run in evaluation mode and record each module's output, the logits and the loss; on request the gradients of
+        the logits and of every parameter, and the change of every parameter by one Adam step (parameters are restored).
+        """
+
+    def cross_entropy(
+        self, logits: NDArray, targets: NDArray, *, reduction: str = "mean", ignore_index: int | None = None
+    ) -> NDArray:
+        """The framework's own cross entropy of logits [..., C] and int64 targets [...], in the logits' dtype."""
+
+    def set_option(self, model: Any, kind: str, option: str, value: Any) -> list[str]:
+        """Set an option (by torch's name) of every layer of a kind; returns the paths it changed."""
+
+    def get_option(self, model: Any, kind: str, option: str) -> dict[str, Any]:
+        """Path -> value of an option (by torch's name) of every layer of a kind."""
+
+    def replace_gradient(self, model: Any, parameter: str, replace: Callable[[NDArray], NDArray]) -> None:
+        """Replace the gradient of one parameter by a function of it in every backward pass to come."""
+
+    def replace_input(self, model: Any, path: str, position: int, replace: Callable[[NDArray], NDArray]) -> None:
+        """Replace one positional input of the module at `path` by a function of it, in every call to come."""
+
+
+def get_framework(name: str) -> Framework:
+    """The adapter of a framework.
+
+    Raises:
+        AlignmentError: no adapter of that name.
+        FrameworkMissingError: the framework is not installed, or does not import.
+    """
+    if name not in FRAMEWORKS:
+        raise AlignmentError(f"unknown framework {name!r}; known: {', '.join(FRAMEWORKS)}")
+    module, package, remedy = FRAMEWORKS[name]
+    if importlib.util.find_spec(package) is None:
+        raise FrameworkMissingError(f"{name} is not installed, and one side of this twin needs it; {remedy}")
+    reserve_threads()
+    try:
+        return cast(Framework, importlib.import_module(module))
+    except (ImportError, OSError) as error:
+        raise FrameworkMissingError(f"{name} is installed but does not import: {error}; {remedy}") from error
+
+
+def reserve_threads(count: int | None = None) -> int:
+    """Settle the number of CPU threads before any framework is imported, and return it.
+
+    Importing paddle sets OMP_NUM_THREADS to 1 when it is unset, which would slow a torch imported later, and both sides
+    must run with the same number to be compared.
+    """
+    if count is not None:
+        os.environ["OMP_NUM_THREADS"] = str(count)
+    elif not os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ["OMP_NUM_THREADS"] = str(available)
+    return int(os.environ["OMP_NUM_THREADS"])

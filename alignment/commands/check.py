@@ -1,0 +1,175 @@
+"""`align check`: run the staged checks on a twin and report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from alignment.check import check, merge_reports
+from alignment.config import read_config
+from alignment.errors import AlignmentError
+from alignment.experiment import Options
+from alignment.faults import FAULTS
+from alignment.frameworks import reserve_threads
+from alignment.report import Report
+from alignment.twins import DEFAULT_TWIN, TWINS, Twin, get_twin, parse_settings
+from alignment.views.json import to_json
+from alignment.views.terminal import print_report
+from checkpoints._files import write_aside
+
+EXIT_STATUS = {"aligned": 0, "diverged": 1, "inconclusive": 2}
+
+
+# A bar appears only for what takes longer than this.
+PATIENCE_SECONDS = 2.0
+
+
+def _configure(context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Let a configuration file give the defaults of the other options."""
+    names = {_long_name(p): p.name for p in context.command.params if p.name and p.name != "config"}
+    configured = read_config(value, names.keys())
+    context.default_map = {names[key] or "": given for key, given in configured.items()}
+    return value
+
+
+def _long_name(parameter: click.Parameter) -> str:
+    return max(parameter.opts, key=len).lstrip("-")
+
+
+@click.command("check", epilog="Exit status: 0 aligned, 1 diverged, 2 could not decide or could not run.")
+@click.argument("twin", required=False, metavar="[TWIN]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_configure,
+    help="Defaults for these options; otherwise alignment.toml or [tool.alignment] in pyproject.toml here.",
+)
+@click.option("--all", "every", is_flag=True, help="Check every built-in twin.")
+@click.option(
+    "--step",
+    "steps",
+    type=click.IntRange(1, 5),
+    multiple=True,
+    metavar="N",
+    help="Only this stage: 1 structure, 2 initialization, 3 forward, 4 loss, 5 backward. May be repeated.",
+)
+@click.option(
+    "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A size or other setting of both sides."
+)
+@click.option(
+    "--data",
+    metavar="fake|synthetic|FILE",
+    help="Where ordinary batches come from: random ids, made-up reviews, or a file of real ones.",
+)
+@click.option(
+    "--weights",
+    default="init",
+    show_default=True,
+    metavar="init|random|FILE",
+    help="The reference's own initialisation, random weights only, or a checkpoint. Random ones are always tried too.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of weights and batches.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Rows of a batch.")
+@click.option("--length", type=click.IntRange(1), help="Tokens of a row  [default: 64, or the model's longest if less]")
+@click.option(
+    "--inject",
+    "faults",
+    multiple=True,
+    type=click.Choice(list(FAULTS)),
+    metavar="NAME",
+    help=f"Plant a fault on the candidate, to see it found: {', '.join(FAULTS)}. May be repeated.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the report as JSON.",
+)
+@click.option(
+    "--reprod-log",
+    "reprod_log",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write each stage's tensors as a pair of reprod_log files.",
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of both frameworks  [default: all cores]")
+@click.option("--verbose", is_flag=True, help="A line for every tensor.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit status tells.")
+def command(
+    twin: str | None,
+    every: bool,
+    steps: tuple[int, ...],
+    assignments: tuple[str, ...],
+    data: str | None,
+    weights: str,
+    seed: int,
+    batch_size: int,
+    length: int | None,
+    faults: tuple[str, ...],
+    json_file: Path | None,
+    reprod_log: Path | None,
+    threads: int | None,
+    verbose: bool,
+    quiet: bool,
+) -> int:
+    """Check that both sides of TWIN compute the same thing.
+
+    TWIN is a built-in name: fast-transformer-classifier (the default), fastformer-classifier, fast-transformer (--set
+    absolute_pos_emb=false for rotary positions) or fastformer-text-classifier.
+    """
+    if every and twin:
+        raise AlignmentError(f"--all checks every twin: leave out {twin!r}, or leave out --all")
+    names = list(TWINS) if every else [twin or DEFAULT_TWIN]
+    reserve_threads(threads)
+    twins = []
+    for name in names:
+        chosen = get_twin(name)
+        mentioned = {assignment.partition("=")[0].strip() for assignment in assignments}
+        settings = {key: value for key, value in parse_settings(chosen, assignments).items() if key in mentioned}
+        options = Options(
+            steps=tuple(sorted(set(steps))) or (1, 2, 3, 4, 5),
+            settings=settings,
+            data=data,
+            weights=weights,
+            seed=seed,
+            batch_size=batch_size,
+            length=length,
+            faults=faults,
+        )
+        twins.append((chosen, options))
+    report = _run(twins, reprod_log)
+    if json_file is not None:
+        with write_aside(json_file) as file:
+            file.write(to_json(report))
+    if not quiet:
+        print_report(report, Console(highlight=False), verbose)
+    return EXIT_STATUS[report.verdict]
+
+
+def _run(twins: list[tuple[Twin, Options]], reprod_log: Path | None) -> Report:
+    reports = []
+    start = time.perf_counter()
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                   console=Console(stderr=True), transient=True)  # fmt: skip
+    try:
+        for twin, options in twins:
+            task = bar.add_task(twin.name, total=None)
+
+            def advance(done: int, total: int, task: TaskID = task) -> None:
+                bar.update(task, completed=done, total=total)
+                if time.perf_counter() - start > PATIENCE_SECONDS:
+                    bar.start()
+
+            folder = reprod_log / twin.name if reprod_log is not None and len(twins) > 1 else reprod_log
+            reports.append(check(twin, options, advance, folder))
+            bar.remove_task(task)
+    finally:
+        bar.stop()
+    return merge_reports(reports)

@@ -1,0 +1,50 @@
+"""Defaults from a file: `alignment.toml`, or `[tool.alignment]` in `pyproject.toml`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import AlignmentError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_config(path: Path | None, known: Collection[str]) -> dict[str, Any]:
+    """The options a configuration file sets, by their command-line names without the dashes.
+
+    Args:
+        path: the file asked for; None looks for alignment.toml and then pyproject.toml in the working directory.
+        known: the options there are. ``set`` may be a table; an option that may be repeated, a list.
+
+    Raises:
+        AlignmentError: the file is missing or no TOML, or has an unknown key.
+    """
+    if path is None:
+        path = next((p for p in (Path("alignment.toml"), Path("pyproject.toml")) if p.is_file()), None)
+        if path is None:
+            return {}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise AlignmentError(f"{path}: can't read the configuration: {error}") from error
+    if path.name == "pyproject.toml":
+        tool = table.get("tool", {})
+        table = tool.get("alignment", {}) if isinstance(tool, dict) else {}
+    if not isinstance(table, dict):
+        raise AlignmentError(f"{path}: [tool.alignment] must be a table")
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise AlignmentError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    if isinstance(table.get("set"), dict):
+        table["set"] = [f"{name}={_text(value)}" for name, value in table["set"].items()]
+    return table
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,303 @@
+"""The set-up of a check: two live sides, the layout between them, the weights and the batches both are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import checkpoints
+from alignment.errors import AlignmentError
+from alignment.faults import Fault, get_fault
+from alignment.frameworks import Framework, get_framework
+from alignment.inputs import make_batches
+from alignment.trace import Trace
+from alignment.twins import Twin
+from checkpoints import CheckpointError, Layout, Slot
+from fake_data import Batch
+
+State = dict[str, NDArray]
+
+# Further float32 runs of the reference with its weights moved by one unit in the last place: they measure how large its
+# rounding can be, where one run of a small tensor may be exact by luck.
+NOISE_RUNS = 2
+LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a check is asked to do. Every default is the command line's.
+
+    steps:      which stages, by number.
+    settings:   sizes and other constructor keywords that replace the twin's own.
+    data:       ``"fake"``, ``"synthetic"``, or the path of a reviews file; None: the twin's own choice.
+    weights:    ``"init"`` (the reference's initialiser), ``"random"``, or the path of a checkpoint. Randomised weights are
+                always tried too.
+    seed:       of weights and batches.
+    batch_size: rows of a batch. length: tokens of a row; None: at most 64.
+    faults:     names of faults to plant on the candidate.
+    """
+
+    steps: tuple[int, ...] = (1, 2, 3, 4, 5)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    weights: str = "init"
+    seed: int = 0
+    batch_size: int = 8
+    length: int | None = None
+    faults: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.steps or not set(self.steps) <= {1, 2, 3, 4, 5}:
+            raise AlignmentError(f"steps are numbers from 1 to 5, not {list(self.steps)}")
+        if self.batch_size < 1:
+            raise AlignmentError(f"the batch size must be at least 1, not {self.batch_size}")
+        if self.length is not None and self.length < 1:
+            raise AlignmentError(f"the length must be at least 1, not {self.length}")
+        if not 0 <= self.seed < 2**32:
+            raise AlignmentError(f"the seed must be a number from 0 to 2**32 - 1, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Both sides' runs of one batch with one set of weights, in both precisions."""
+
+    weights: str
+    batch: Batch
+    reference32: Trace
+    reference64: Trace
+    candidate32: Trace
+    candidate64: Trace
+    noise: tuple[Trace, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything the stages work on.
+
+    layout: None when the candidate's tensors do not correspond to the reference's (`mismatch` says why).
+    weights: name of the set -> reference's state dict.
+    """
+
+    twin: Twin
+    options: Options
+    settings: dict[str, Any]
+    reference: Framework
+    candidate: Framework
+    reference_model: Any
+    candidate_model: Any
+    layout: Layout | None
+    mismatch: tuple[str, ...]
+    weights: dict[str, State]
+    batches: tuple[Batch, ...]
+    data: str
+    faults: tuple[Fault, ...]
+    notes: tuple[str, ...]
+
+    def build(self, side: str, seed: int = 0) -> Any:
+        """A new model of one side, ``"reference"`` or ``"candidate"``, without faults."""
+        framework, target = self.side(side)
+        return _build(framework, target, self.settings, seed, self.twin)
+
+    def side(self, side: str) -> tuple[Framework, str]:
+        """Adapter and target of one side."""
+        if side == "reference":
+            return self.reference, self.twin.reference.target
+        return self.candidate, self.twin.candidate.target
+
+    def candidate_state(self, reference_state: State) -> State:
+        """The weights the candidate is given: converted, with the planted faults."""
+        assert self.layout is not None
+        state = checkpoints.convert(reference_state, self.layout)
+        slots = self.candidate.slots(self.candidate_model)
+        for fault in self.faults:
+            if fault.weights is not None:
+                changed = fault.weights(state, slots)
+                if changed is None:
+                    raise _nothing_to_hit(fault, self.twin)
+                state = changed
+        return state
+
+    def cases(self, backward: bool, progress: Callable[[], None]) -> Iterator[Case]:
+        """Run both sides on every batch with every set of weights, one case at a time."""
+        models = {
+            ("reference", "float32"): self.reference_model,
+            ("candidate", "float32"): self.build("candidate"),
+            ("reference", "float64"): self.reference.cast(self.build("reference"), "float64"),
+            ("candidate", "float64"): self.candidate.cast(self.build("candidate"), "float64"),
+        }
+        plant(self, models["candidate", "float64"])
+        plant(self, models["candidate", "float32"])
+        for number, (name, state) in enumerate(self.weights.items()):
+            given = self.candidate_state(state)
+            for (side, _), model in models.items():
+                framework, _ = self.side(side)
+                framework.load_state(model, state if side == "reference" else given)
+            moved = [_moved_by_one_ulp(state, self.options.seed + 1000 * number + run) for run in range(NOISE_RUNS)]
+            for batch in self.batches:
+                traces = {key: self._run(key[0], model, batch, backward) for key, model in models.items()}
+                noise = []
+                for weights in moved:
+                    self.reference.load_state(self.reference_model, weights)
+                    noise.append(self._run("reference", self.reference_model, batch, backward))
+                self.reference.load_state(self.reference_model, state)
+                yield Case(
+                    name,
+                    batch,
+                    traces["reference", "float32"],
+                    traces["reference", "float64"],
+                    traces["candidate", "float32"],
+                    traces["candidate", "float64"],
+                    tuple(noise),
+                )
+                progress()
+
+    def _run(self, side: str, model: Any, batch: Batch, backward: bool) -> Trace:
+        framework, target = self.side(side)
+        try:
+            return framework.run(
+                model,
+                batch.inputs,
+                batch.targets,
+                loss=self.twin.loss,
+                backward=backward,
+                learning_rate=LEARNING_RATE if backward else None,
+            )
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except Exception as error:  # a user's model may raise anything; the check must say where, not crash
+            raise AlignmentError(
+                f"the {side} ({target}) fails on batch {batch.name!r}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def prepare(twin: Twin, options: Options) -> Experiment:
+    """Build both sides, find the layout, settle weights and batches.
+
+    Raises:
+        AlignmentError, CheckpointError, DataError: what is wrong with the settings, weights or data.
+    """
+    faults = tuple(get_fault(name) for name in options.faults)
+    reference, candidate = get_framework(twin.reference.framework), get_framework(twin.candidate.framework)
+    settings = {**twin.settings, **options.settings}
+    unknown = set(settings) - set(twin.settings)
+    if unknown:
+        raise AlignmentError(
+            f"{twin.name} has no setting {', '.join(sorted(unknown))}; it has: {', '.join(twin.settings)}"
+        )
+    chosen = make_batches(twin, settings, fixed=twin.vocabulary in options.settings, data=options.data, seed=options.seed,
+                          batch_size=options.batch_size, length=options.length)  # fmt: skip
+    settings = chosen.settings
+    reference_model = _build(reference, twin.reference.target, settings, options.seed, twin)
+    candidate_model = _build(candidate, twin.candidate.target, settings, options.seed, twin)
+    layout, mismatch = None, ()
+    try:
+        layout = checkpoints.plan(
+            reference.slots(reference_model), candidate.slots(candidate_model), reference.name, candidate.name
+        )
+    except CheckpointError as error:
+        mismatch = tuple(line.strip() for line in str(error).splitlines())
+    experiment = Experiment(
+        twin, options, settings, reference, candidate, reference_model, candidate_model, layout, mismatch,
+        {}, chosen.batches, chosen.source, faults, chosen.notes,
+    )  # fmt: skip
+    for fault in faults:
+        if fault.plant is not None and not fault.plant(candidate, experiment.build("candidate"), twin):
+            raise _nothing_to_hit(fault, twin)
+    return replace(experiment, weights=_weight_sets(experiment))
+
+
+def plant(experiment: Experiment, model: Any) -> None:
+    """Plant every fault that changes the candidate itself."""
+    for fault in experiment.faults:
+        if fault.plant is not None:
+            fault.plant(experiment.candidate, model, experiment.twin)
+
+
+def _build(framework: Framework, target: str, settings: Mapping[str, Any], seed: int, twin: Twin) -> Any:
+    try:
+        return framework.build(target, settings, seed, criterion=twin.loss == "criterion")
+    except (ValueError, TypeError) as error:
+        raise AlignmentError(f"{target} can't be built with {_listed(settings)}: {error}") from error
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _nothing_to_hit(fault: Fault, twin: Twin) -> AlignmentError:
+    return AlignmentError(
+        f"fault {fault.name!r} ({fault.summary}) has nothing to hit in {twin.name} with these settings; "
+        "choose another fault or another twin"
+    )
+
+
+def _weight_sets(experiment: Experiment) -> dict[str, State]:
+    framework, options = experiment.reference, experiment.options
+    own = framework.read_state(experiment.reference_model)
+    randomised = {"random": randomise(framework.slots(experiment.reference_model), own, options.seed)}
+    if options.weights == "random":
+        return randomised
+    if options.weights == "init":
+        return {"init": own, **randomised}
+    return {Path(options.weights).name: _from_file(experiment, Path(options.weights), own), **randomised}
+
+
+def _from_file(experiment: Experiment, path: Path, own: State) -> State:
+    given = checkpoints.read(path)
+    if path.suffix == ".pdparams" and experiment.layout is not None:
+        given = checkpoints.convert(given, checkpoints.reverse(experiment.layout))
+    problems = [f"missing {name}" for name in own if name not in given]
+    problems += [f"unexpected {name}" for name in given if name not in own]
+    problems += [
+        f"{name}: shape {list(given[name].shape)} in the file, {list(own[name].shape)} in the model"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    if problems:
+        raise AlignmentError(
+            f"{path} does not fit {experiment.twin.name} with these settings (set sizes with --set NAME=VALUE): "
+            + "; ".join(problems[:8])
+            + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        )
+    return {name: given[name].astype(own[name].dtype) for name in own}
+
+
+def randomise(slots: tuple[Slot, ...], state: State, seed: int) -> State:
+    """Weights under which every part of a model matters.
+
+    At a published initialisation attention is nearly uniform and biases are zero, so that most mistakes move the result by
+    less than float32 rounding. Here matrices are N(0, s²) with s = 0.3 up to 16 inputs, and 1.2 / √inputs beyond, so that
+    magnitudes neither vanish nor explode with width; vectors are N(0, 0.3²) around the value the initialiser centres them
+    on. Buffers stay as they are.
+    """
+    generator = np.random.default_rng(seed)
+    result: State = {}
+    for slot in slots:
+        value = state[slot.name]
+        if slot.tied_to is not None:
+            result[slot.name] = result[slot.tied_to]
+        elif slot.role == "buffer" or not np.issubdtype(value.dtype, np.floating):
+            result[slot.name] = value
+        else:
+            deviation = min(0.3, 1.2 / np.sqrt(value.shape[-1])) if value.ndim > 1 else 0.3
+            centre = 1.0 if value.ndim == 1 and slot.kind.endswith("Norm") and slot.local == "weight" else 0.0
+            result[slot.name] = (centre + deviation * generator.standard_normal(value.shape)).astype(value.dtype)
+    return result
+
+
+def _moved_by_one_ulp(state: State, seed: int) -> State:
+    """Every floating-point value moved to a neighbouring one, up or down at random; zeros stay."""
+    generator = np.random.default_rng(seed)
+    moved: State = {}
+    for name, value in state.items():
+        if np.issubdtype(value.dtype, np.floating):
+            towards = np.where(generator.integers(0, 2, value.shape), np.inf, -np.inf).astype(value.dtype)
+            moved[name] = np.where(value == 0, value, np.nextafter(value, towards))
+        else:
+            moved[name] = value
+    return moved

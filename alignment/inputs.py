@@ -1,0 +1,144 @@
+"""The batches a twin is tried on: ordinary ones from fake data or reviews, and the adversarial ones."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignment.errors import AlignmentError
+from alignment.twins import Settings, Twin
+from fake_data import Batch, InputSpec, Labels, adversarial_batches, make_batch
+from fake_data.amazon import EncodedReviews, encode_reviews, synthetic_reviews
+
+# Enough for a vocabulary in the thousands; a whole file would only make the embedding larger.
+REVIEWS = 512
+ORDINARY_BATCHES = 2
+DEFAULT_LENGTH = 64
+# Larger files are checked only as far as they are read: a second of decompression is the most a check should spend on it.
+WHOLE_FILE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """settings: the twin's, with the vocabulary's size taken from the data where nobody fixed it. source: what the data is."""
+
+    settings: dict[str, Any]
+    batches: tuple[Batch, ...]
+    source: str
+    notes: tuple[str, ...]
+
+
+def make_batches(
+    twin: Twin, settings: Settings, *, fixed: bool, data: str | None, seed: int, batch_size: int, length: int | None
+) -> Chosen:
+    """All batches of a check.
+
+    Args:
+        fixed: the vocabulary's size was asked for, and must not follow the data.
+        data: ``"fake"``, ``"synthetic"``, a reviews file, or None for the twin's own choice.
+        length: tokens of an ordinary batch; None: 64, or the model's longest where that is less.
+
+    Raises:
+        AlignmentError: the vocabulary or the number of classes is too small for the data, or the length too large.
+        DataError: the reviews can't be read.
+    """
+    settings = dict(settings)
+    data = data or twin.data
+    notes: tuple[str, ...] = ()
+    ordinary: list[Batch]
+    if data == "fake":
+        spec = _spec(twin, settings)
+        length = _length(spec, length)
+        ordinary = [
+            make_batch(spec, seed=seed, batch_size=batch_size, length=length, name=f"random-{number}")
+            for number in range(1, ORDINARY_BATCHES + 1)
+        ]
+        source = "fake data"
+    else:
+        count = max(REVIEWS, ORDINARY_BATCHES * batch_size)
+        spec = _spec(twin, settings)
+        length = _length(spec, length)
+        synthetic = data == "synthetic"
+        if not synthetic:
+            _refuse_damaged(Path(data))
+        reviews = encode_reviews(
+            synthetic_reviews(count, seed) if synthetic else data, length=length, max_reviews=count
+        )
+        if len(reviews.labels) < ORDINARY_BATCHES * batch_size:
+            raise AlignmentError(
+                f"{data}: {len(reviews.labels)} reviews, but {ORDINARY_BATCHES} batches of {batch_size} are wanted; "
+                "use a larger file or a smaller --batch-size"
+            )
+        if not fixed:
+            settings[twin.vocabulary] = reviews.num_tokens
+        elif settings[twin.vocabulary] < reviews.num_tokens:
+            raise AlignmentError(
+                f"{twin.vocabulary}={settings[twin.vocabulary]} is too small: these reviews have {reviews.num_tokens} ids, "
+                f"padding included; use --set {twin.vocabulary}={reviews.num_tokens} or leave it out"
+            )
+        spec = _spec(twin, settings)
+        ordinary = [_reviews(twin, settings, spec, reviews, number, batch_size) for number in range(ORDINARY_BATCHES)]
+        source = f"{'synthetic reviews' if synthetic else data}, {len(reviews.labels)} read"
+        notes = (*reviews.notes, *(f"line {bad.number}: {bad.why}" for bad in reviews.bad_lines[:3]))
+        if reviews.bad:
+            notes = (f"{reviews.bad} lines held no review", *notes)
+    hard = adversarial_batches(spec, seed=seed, batch_size=batch_size, length=length)
+    return Chosen(settings, (*ordinary, *hard), source, notes)
+
+
+def _refuse_damaged(path: Path) -> None:
+    """A gzip file of moderate size is read to its end: a cut file must not pass for a whole one because its head is fine."""
+    if not path.is_file() or path.stat().st_size > WHOLE_FILE_BYTES:
+        return
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(1 << 20):
+                pass
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise AlignmentError(f"{path}: the gzip data is cut or damaged ({error}); get the file again") from error
+
+
+def _spec(twin: Twin, settings: Settings) -> InputSpec:
+    try:
+        return twin.inputs(settings)
+    except ValueError as error:
+        raise AlignmentError(f"{twin.name} with these settings takes no input: {error}") from error
+
+
+def _length(spec: InputSpec, length: int | None) -> int:
+    if length is None:
+        return min(DEFAULT_LENGTH, spec.max_length)
+    if length > spec.max_length:
+        raise AlignmentError(f"length {length} is more than the {spec.max_length} tokens this model takes")
+    return length
+
+
+def _reviews(
+    twin: Twin, settings: Settings, spec: InputSpec, reviews: EncodedReviews, number: int, batch_size: int
+) -> Batch:
+    """Rows of the reviews in the form this twin takes: ids, the mask where it is an input, and targets."""
+    rows = slice(number * batch_size, (number + 1) * batch_size)
+    ids, labels = reviews.ids[rows].astype(np.int64), reviews.labels[rows].astype(np.int64)
+    mask = ids != 0
+    if twin.padding(settings) != 0:
+        # Padding is the last id here: words move down by one and padding goes to the end.
+        ids = np.where(mask, ids - 1, twin.padding(settings))
+    names = [name for name in spec.fields if name != "targets"]
+    targets = spec.fields["targets"]
+    assert isinstance(targets, Labels)
+    if len(targets.shape) > 1:
+        # A language model's targets: the next token, and padding after the last.
+        labels = np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], twin.padding(settings))], axis=1)
+    elif labels.max() >= targets.classes:
+        raise AlignmentError(
+            f"reviews have 5 classes; num_classes={targets.classes} is too small: use --set num_classes=5"
+        )
+    return Batch(f"reviews-{number + 1}", dict(zip(names, (ids, mask), strict=False)), labels)

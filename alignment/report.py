@@ -1,0 +1,111 @@
+"""The result of a check: one `Report`, from which every view is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignment.compare import Verdict, overall
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorResult:
+    """One tensor's verdict in one stage: the worst of its comparisons over batches and weights.
+
+    record: what was compared: module, parameter, buffer, initializer, activation, logits, loss, metric, gradient, update.
+    reference_name, candidate_name: each side's own name; None where that side has no such tensor.
+    max_abs, rel_l2, worst_index: of the difference, in the dtype named by `dtype`. allowed: the largest `seen` that would
+    still be aligned, `seen` being max_abs in float64 (semantics) or the RMS error in float32 (precision).
+    error_ratio: RMS float32 error of the candidate over the reference's, both against the float64 truth.
+    weights, batch: where the worst was seen. comparisons: how many there were.
+    strain: seen over allowed; 1 is the limit.
+    root: this divergence comes first: all that it depends on agrees. Others may be its consequences.
+    """
+
+    record: str
+    reference_name: str | None
+    candidate_name: str | None
+    shape: tuple[int, ...] | None
+    verdict: Verdict
+    reason: str
+    max_abs: float | None = None
+    rel_l2: float | None = None
+    error_ratio: float | None = None
+    worst_index: tuple[int, ...] | None = None
+    seen: float | None = None
+    allowed: float | None = None
+    strain: float = 0.0
+    dtype: str | None = None
+    decided_by: str | None = None
+    weights: str | None = None
+    batch: str | None = None
+    comparisons: int = 1
+    root: bool = False
+
+    @property
+    def name(self) -> str:
+        """The reference's name, or the candidate's where the reference has none."""
+        return self.reference_name or self.candidate_name or "?"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage's verdict and its tensors, in order of dependency. notes: what the reader should know besides."""
+
+    step: int
+    name: str
+    tensors: tuple[TensorResult, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """Aligned only if at least one tensor was compared and every one is aligned."""
+        return overall(tensor.verdict for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class TwinResult:
+    """One twin's verdict: its stages and what they rest on."""
+
+    twin: str
+    reference: str
+    candidate: str
+    stages: tuple[StageResult, ...]
+    settings: Mapping[str, Any]
+    weights: tuple[str, ...]
+    batches: tuple[str, ...]
+    data: str
+    seed: int
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Aligned only if at least one stage ran and every one is aligned."""
+        return overall(stage.verdict for stage in self.stages)
+
+    @property
+    def root(self) -> tuple[StageResult, TensorResult] | None:
+        """The first divergence in order of dependency, with its stage."""
+        for stage in self.stages:
+            for tensor in stage.tensors:
+                if tensor.root:
+                    return stage, tensor
+        return None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a check found. versions: of python, numpy, this package and each framework."""
+
+    twins: tuple[TwinResult, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Aligned only if at least one twin was checked and every one is aligned."""
+        return overall(twin.verdict for twin in self.twins)

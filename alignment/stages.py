@@ -1,0 +1,492 @@
+"""The five stages. Each is data: its number, its name, and the function that gives its tensors.
+
+Structure and initialization look at the live sides; forward, loss and backward pick their records from one pass over all
+cases (`judge_cases`), which compares every record as it comes and keeps no arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignment.compare import Comparison, Pair, Tolerance, bitwise, measure, settle
+from alignment.experiment import LEARNING_RATE, Case, Experiment
+from alignment.initializers import compare_initializers
+from alignment.metrics import classification_metrics
+from alignment.report import StageResult, TensorResult
+from alignment.trace import Kind, Trace, widest
+from checkpoints import Move, Slot
+
+Progress = Callable[[], None]
+
+# Adam's epsilon, the default of both frameworks, and the one the first step's formula below needs.
+ADAM_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. records: the kinds of records it judges, empty where it looks at the live sides (`inspect`)."""
+
+    step: int
+    name: str
+    asks: str
+    records: tuple[str, ...] = ()
+    inspect: Callable[[Experiment], StageResult] | None = None
+
+
+def run_stages(experiment: Experiment, progress: Progress) -> tuple[StageResult, ...]:
+    """The stages asked for, in order; the first divergence of all is marked as the root."""
+    wanted = [stage for stage in STAGES if stage.step in experiment.options.steps]
+    results = []
+    judged: list[TensorResult] = []
+    if any(stage.records for stage in wanted) and experiment.layout is not None:
+        backward = any("gradient" in stage.records for stage in wanted)
+        judged = judge_cases(experiment, backward, progress)
+    for stage in wanted:
+        if stage.inspect is not None:
+            results.append(stage.inspect(experiment))
+        elif experiment.layout is None:
+            results.append(StageResult(stage.step, stage.name, (_no_weights(experiment),)))
+        else:
+            tensors = tuple(tensor for tensor in judged if tensor.record in stage.records)
+            results.append(StageResult(stage.step, stage.name, tensors))
+    return _mark_root(results)
+
+
+def _mark_root(stages: list[StageResult]) -> tuple[StageResult, ...]:
+    for position, stage in enumerate(stages):
+        for index, tensor in enumerate(stage.tensors):
+            if tensor.verdict == "diverged":
+                marked = (*stage.tensors[:index], replace(tensor, root=True), *stage.tensors[index + 1 :])
+                return (*stages[:position], replace(stage, tensors=marked), *stages[position + 1 :])
+    return tuple(stages)
+
+
+def _no_weights(experiment: Experiment) -> TensorResult:
+    return TensorResult(
+        "module", "(all)", "(all)", None, "inconclusive",
+        f"the candidate can't be given the reference's weights: {experiment.mismatch[0]}",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- 1 structure
+
+
+def structure(experiment: Experiment) -> StageResult:
+    """Module trees, parameters and buffers by name, shape, dtype and role, tied names, counts."""
+    sides = (
+        (experiment.reference, experiment.reference_model),
+        (experiment.candidate, experiment.candidate_model),
+    )
+    kinds = [{module.path: module.kind for module in framework.modules(model)} for framework, model in sides]
+    slots = [framework.slots(model) for framework, model in sides]
+    notes = [
+        f"{side}: {len(kind)} modules, {_count(slot, 'parameter')}, {_count(slot, 'buffer')}"
+        for side, kind, slot in zip(("reference", "candidate"), kinds, slots, strict=True)
+    ]
+    notes += experiment.mismatch[1:]
+    return StageResult(1, "structure", (*_modules(*kinds), *_slots(experiment, *slots)), tuple(notes))
+
+
+def _count(slots: tuple[Slot, ...], role: str) -> str:
+    own = [slot for slot in slots if slot.role == role and slot.tied_to is None]
+    tied = sum(slot.role == role and slot.tied_to is not None for slot in slots)
+    elements = sum(math.prod(slot.shape) for slot in own)
+    return f"{len(own)} {role}s of {elements:,} elements" + (f" and {tied} tied names" if tied else "")
+
+
+def _modules(reference: dict[str, str], candidate: dict[str, str]) -> Iterable[TensorResult]:
+    for path in dict.fromkeys((*reference, *candidate)):
+        label = path or "(root)"
+        one, two = reference.get(path), candidate.get(path)
+        if one is None or two is None:
+            side = "reference" if one is None else "candidate"
+            reason = f"missing on the {side} side ({'candidate' if one is None else 'reference'}: {two or one})"
+            yield TensorResult("module", label if one else None, label if two else None, None, "diverged", reason,
+                               strain=math.inf)  # fmt: skip
+        elif one.lower() != two.lower().removeprefix("compat."):
+            yield TensorResult("module", label, label, None, "diverged", f"{one} on the reference side, {two} on the candidate's",
+                               strain=math.inf)  # fmt: skip
+        else:
+            yield TensorResult("module", label, label, None, "aligned", f"{one} on both sides")
+
+
+def _slots(experiment: Experiment, reference: tuple[Slot, ...], candidate: tuple[Slot, ...]) -> Iterable[TensorResult]:
+    theirs = {slot.name: slot for slot in candidate}
+    if experiment.layout is None:
+        yield from _unmatched(reference, theirs, experiment.mismatch)
+        return
+    moves = {move.source: move for move in experiment.layout.moves}
+    dropped = {extra.name: extra for extra in experiment.layout.dropped}
+    partner = {move.source: move.target for move in experiment.layout.moves}
+    for slot in reference:
+        if slot.name in dropped:
+            reason = f"no counterpart: {dropped[slot.name].reason}"
+            yield TensorResult(slot.role, slot.name, None, slot.shape, "aligned", reason)
+            continue
+        move = moves[slot.name]
+        other = theirs[move.target]
+        problems = []
+        if slot.role != other.role:
+            problems.append(f"a {slot.role} on the reference side, a {other.role} on the candidate's")
+        tied = partner.get(slot.tied_to) if slot.tied_to else None
+        if tied != other.tied_to:
+            problems.append(f"tied to {slot.tied_to or 'nothing'} on the reference side, to {other.tied_to or 'nothing'} "
+                            "on the candidate's")  # fmt: skip
+        reason = "; ".join(problems) or f"{slot.kind}.{slot.local} {slot.dtype}, {move.operation}" + (
+            f", tied to {slot.tied_to}" if slot.tied_to else ""
+        )
+        yield TensorResult(slot.role, slot.name, other.name, slot.shape, "diverged" if problems else "aligned", reason,
+                           strain=math.inf if problems else 0.0)  # fmt: skip
+    for extra in experiment.layout.filled:
+        yield TensorResult(
+            theirs[extra.name].role, None, extra.name, extra.shape, "aligned", f"no counterpart: {extra.reason}"
+        )
+
+
+def _unmatched(
+    reference: tuple[Slot, ...], theirs: dict[str, Slot], mismatch: tuple[str, ...]
+) -> Iterable[TensorResult]:
+    """The tensors that keep the candidate from taking the reference's weights, each with what the converter said of it."""
+    said = {line.partition(":")[0]: line.partition(":")[2].strip() for line in mismatch[1:]}
+    for slot in reference:
+        other = theirs.pop(slot.name, None)
+        problem = said.pop(slot.name, None)
+        if problem is None and other is None:
+            problem = "missing on the candidate side"
+        verdict = "aligned" if problem is None else "diverged"
+        yield TensorResult(slot.role, slot.name, slot.name if other else None, slot.shape, verdict,  # type: ignore[arg-type]
+                           problem or "on both sides", strain=math.inf if problem else 0.0)  # fmt: skip
+    for name, slot in theirs.items():
+        reason = said.pop(name, "missing on the reference side")
+        yield TensorResult(slot.role, None, name, slot.shape, "diverged", reason, strain=math.inf)
+    for name, reason in said.items():
+        yield TensorResult("parameter", name, name, None, "diverged", reason, strain=math.inf)
+
+
+# ----------------------------------------------------------------------------------------------------- 2 initialization
+
+
+def initialization(experiment: Experiment) -> StageResult:
+    """(a) After conversion every tensor is equal bit for bit; (b) both initialisers draw from the same distributions."""
+    if experiment.layout is None:
+        return StageResult(2, "initialization", (_no_weights(experiment),))
+    converted, seeds = _after_conversion(experiment), _seeds(experiment)
+    drawn = _initializers(experiment, seeds)
+    notes = (f"{seeds} seeds a side; false-alarm rate 1e-6 for all initializer tests together",)
+    return StageResult(2, "initialization", (*converted, *drawn), notes)
+
+
+def _after_conversion(experiment: Experiment) -> list[TensorResult]:
+    layout = experiment.layout
+    assert layout is not None
+    found: list[TensorResult] = []
+    slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
+    for name, state in experiment.weights.items():
+        reference, candidate = experiment.build("reference"), experiment.build("candidate")
+        experiment.reference.load_state(reference, state)
+        experiment.candidate.load_state(candidate, experiment.candidate_state(state))
+        ours, theirs = experiment.reference.read_state(reference), experiment.candidate.read_state(candidate)
+        for move in layout.moves:
+            comparison = bitwise(ours[move.source], back(theirs[move.target], move))
+            found.append(_result(slots[move.source].role, move.source, move.target, comparison, name))
+    return merge(found)
+
+
+def _seeds(experiment: Experiment) -> int:
+    """As many as 20 million values allow, within 4 and 32."""
+    slots = experiment.reference.slots(experiment.reference_model)
+    return int(np.clip(20_000_000 // sum(math.prod(slot.shape) for slot in slots), 4, 32))
+
+
+def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
+    layout = experiment.layout
+    assert layout is not None
+    roles = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
+    moves = [m for m in layout.moves if roles[m.source].role == "parameter" and roles[m.source].tied_to is None]
+    drawn: dict[str, dict[str, list[NDArray]]] = {"reference": {}, "candidate": {}}
+    for side in drawn:
+        framework, _ = experiment.side(side)
+        for seed in range(seeds):
+            state = framework.read_state(experiment.build(side, seed=1 + seed))
+            for move in moves:
+                value = state[move.source] if side == "reference" else back(state[move.target], move)
+                drawn[side].setdefault(move.source, []).append(value)
+    found = []
+    for move in moves:
+        ours, theirs = (np.stack(drawn[side][move.source]) for side in ("reference", "candidate"))
+        comparison = compare_initializers(ours, theirs, tests=len(moves))
+        found.append(_result("initializer", move.source, move.target, comparison, "own initializers"))
+    return found
+
+
+# --------------------------------------------------------------------------------------- 3 forward, 4 loss, 5 backward
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One comparison of one record in one case, its precision not yet judged."""
+
+    record: str
+    reference_name: str | None
+    candidate_name: str | None
+    comparison: Comparison
+    weights: str
+    batch: str
+
+
+def judge_cases(experiment: Experiment, backward: bool, progress: Progress) -> list[TensorResult]:
+    """Compare every record of every case; one result a tensor, its worst, in order of dependency."""
+    groups: dict[tuple[str, str | None, str | None, str], list[_Measured]] = {}
+    metrics: list[TensorResult] = []
+    for case in experiment.cases(backward, progress):
+        found = [*_judge_activations(case), *_judge_loss(experiment, case)]
+        if backward:
+            found += _judge_gradients(experiment, case)
+        for one in found:
+            groups.setdefault((one.record, one.reference_name, one.candidate_name, one.weights), []).append(one)
+        metrics += _judge_metrics(case)
+    results = []
+    for group in groups.values():
+        for one, comparison in zip(group, settle([one.comparison for one in group]), strict=True):
+            results.append(
+                _result(one.record, one.reference_name, one.candidate_name, comparison, one.weights, one.batch)
+            )
+    return merge([*results, *metrics])
+
+
+def _judge_activations(case: Case) -> Iterable[_Measured]:
+    for kind in ("activation", "logits"):
+        reference, candidate = case.reference64.names(kind), case.candidate64.names(kind)
+        for name in dict.fromkeys((*reference, *candidate)):
+            pair = Pair(*(trace.get(kind, name) for trace in _four(case)), noise=_noise(case, kind, name))
+            yield _measured(case, kind, name if name in reference else None, name if name in candidate else None, pair)
+
+
+def _judge_loss(experiment: Experiment, case: Case) -> Iterable[_Measured]:
+    pair = Pair(*(trace.get("loss", "loss") for trace in _four(case)), noise=_noise(case, "loss", "loss"))
+    yield _measured(case, "loss", "loss", "loss", pair)
+    targets = case.batch.targets
+    if targets is None:
+        return
+    for label, options in _criterion_options(targets):
+        values = [_criterion(experiment, trace, targets, options) for trace in _four(case)]
+        noise = tuple(
+            value for trace in case.noise if (value := _criterion(experiment, trace, targets, options)) is not None
+        )
+        yield _measured(case, "loss", label, label, Pair(*values, noise=noise))
+
+
+def _criterion_options(targets: NDArray) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Every reduction, and the most frequent class ignored; where no target would be left, nothing is ignored."""
+    ignored = int(np.bincount(targets.ravel()).argmax())
+    for reduction in ("mean", "sum", "none"):
+        yield f"cross_entropy[{reduction}]", {"reduction": reduction}
+    if (targets != ignored).any():
+        for reduction in ("mean", "sum", "none"):
+            yield f"cross_entropy[{reduction}, ignore_index]", {"reduction": reduction, "ignore_index": ignored}
+
+
+def _criterion(experiment: Experiment, trace: Trace, targets: NDArray, options: dict[str, Any]) -> NDArray | None:
+    logits = trace.get("logits", "logits")
+    if logits is None:
+        return None
+    framework = experiment.reference if trace.framework == experiment.reference.name else experiment.candidate
+    return framework.cross_entropy(logits, targets, **options)
+
+
+def _judge_metrics(case: Case) -> Iterable[TensorResult]:
+    """Metrics are steps of the logits: they must be equal, unless a tie within rounding makes a prediction flip."""
+    targets = case.batch.targets
+    if targets is None:
+        return
+    logits = [trace.get("logits", "logits") for trace in _four(case)]
+    if any(values is None or not np.isfinite(values).all() or values.shape != logits[0].shape for values in logits):  # type: ignore[union-attr]
+        reason = "the logits are missing, of another shape or not finite on one side"
+        yield TensorResult("metric", "accuracy", "accuracy", (), "inconclusive", reason, weights=case.weights,
+                           batch=case.batch.name)  # fmt: skip
+        return
+    reference32, candidate32, reference64, candidate64 = (values for values in logits if values is not None)
+    ours, theirs = classification_metrics(reference64, targets), classification_metrics(candidate64, targets)
+    ours32, theirs32 = classification_metrics(reference32, targets), classification_metrics(candidate32, targets)
+    flips = np.argmax(reference32, -1) != np.argmax(candidate32, -1)
+    tied = _margins(reference64) <= 20.0 * np.abs(reference32.astype(np.float64) - reference64).max()
+    tied64 = _margins(reference64) <= 1e-12 * np.abs(reference64).max()
+    flips64 = (np.argmax(reference64, -1) != np.argmax(candidate64, -1)) & ~tied64
+    unexplained = int((flips & ~tied).sum()) + int(flips64.sum())
+    for name in ours:
+        gap = max(abs(ours[name] - theirs[name]), abs(ours32[name] - theirs32[name]))
+        reason = (
+            f"{ours[name]:.4f} and {theirs[name]:.4f}; {int(flips.sum())} of {flips.size} predictions differ in float32"
+        )
+        aligned = gap == 0.0 or unexplained == 0
+        if gap and aligned:
+            reason += ", each a tie within rounding"
+        yield TensorResult("metric", name, name, (), "aligned" if aligned else "diverged", reason, gap, seen=gap, allowed=0.0,
+                           strain=0.0 if aligned else math.inf, dtype="float64", decided_by="bitwise",
+                           weights=case.weights, batch=case.batch.name)  # fmt: skip
+
+
+def _margins(logits: NDArray) -> NDArray[np.float64]:
+    """Gap between the largest and the second logit."""
+    top = np.sort(logits.astype(np.float64), axis=-1)
+    return np.asarray(top[..., -1] - top[..., -2]) if top.shape[-1] > 1 else np.full(top.shape[:-1], math.inf)
+
+
+def _judge_gradients(experiment: Experiment, case: Case) -> Iterable[_Measured]:
+    layout = experiment.layout
+    assert layout is not None
+    own = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
+    moves = [move for move in layout.moves if own[move.source].role == "parameter" and own[move.source].tied_to is None]
+    scale = widest([case.reference64.get("gradient", name) for name in case.reference64.names("gradient")])
+    rows = int(np.size(next(iter(case.batch.inputs.values()))))
+    pair = Pair(*(trace.get("gradient", "logits") for trace in _four(case)),
+                noise=_noise(case, "gradient", "logits"), scale=scale)  # fmt: skip
+    yield _measured(case, "gradient", "logits", "logits", pair)
+    order = _backward_order(case.reference64)
+    weights = experiment.weights[case.weights]
+    for move in sorted(moves, key=lambda move: order.get(_owner(move.source), -1)):
+        yield _judge_gradient(move, case, scale, rows)
+        yield _judge_update(move, case, widest([weights[move.source]]))
+
+
+def _judge_gradient(move: Move, case: Case, scale: float, rows: int) -> _Measured:
+    ours, theirs = _both("gradient", move, case)
+    unused = _unused(ours, theirs)
+    if unused is not None:
+        return _Measured("gradient", move.source, move.target, unused, case.weights, case.batch.name)
+    pair = Pair(
+        ours[0], theirs[0], ours[1], theirs[1], _noise(case, "gradient", move.source), scale=scale, summands=rows
+    )
+    return _measured(case, "gradient", move.source, move.target, pair)
+
+
+def _both(kind: Kind, move: Move, case: Case) -> tuple[list[NDArray | None], list[NDArray | None]]:
+    """Float32 and float64 values of the reference, and of the candidate in the reference's layout."""
+    ours = [trace.get(kind, move.source) for trace in (case.reference32, case.reference64)]
+    theirs = [trace.get(kind, move.target) for trace in (case.candidate32, case.candidate64)]
+    return ours, [value if value is None or value.shape != move.shape_to else back(value, move) for value in theirs]
+
+
+def _judge_update(move: Move, case: Case, scale: float) -> _Measured:
+    """Judge one Adam step, given each side's own gradient.
+
+    Where a gradient is rounding noise its sign is random, and so is the step, by up to twice the learning rate, in two
+    sides that are both right; and a difference in the gradient has been judged as such. So what the difference of the
+    gradients explains is taken out of the candidate's step before the two are compared.
+    """
+    ours, theirs = _both("update", move, case)
+    gradients = _both("gradient", move, case)
+    ideal = [[None if g is None else adam_first_step(g, LEARNING_RATE) for g in side] for side in gradients]
+    unexplained = [
+        step if step is None or one is None or two is None or one.shape != two.shape else step - (two - one)
+        for step, one, two in zip(theirs, *ideal, strict=True)
+    ]
+    pair = Pair(ours[0], unexplained[0], ours[1], unexplained[1], truth32=ideal[0][0], reference_truth32=ideal[0][0],
+                scale=scale, scale32=scale)  # fmt: skip
+    return _measured(case, "update", move.source, move.target, pair)
+
+
+def adam_first_step(gradient: NDArray, learning_rate: float) -> NDArray:
+    """Change of a parameter in Adam's first step, float64: −lr·g / (|g| + ε) (Kingma and Ba, arXiv 1412.6980, t = 1)."""
+    wide = gradient.astype(np.float64)
+    return np.asarray(-learning_rate * wide / (np.abs(wide) + ADAM_EPSILON))
+
+
+def _unused(ours: list[NDArray | None], theirs: list[NDArray | None]) -> Comparison | None:
+    """A parameter that no path from the loss reaches: no gradient on a side, zeros perhaps on the other."""
+    if all(value is not None for value in (*ours, *theirs)):
+        return None
+    if all(value is None for value in (*ours, *theirs)):
+        return Comparison("aligned", "metadata", "unused on both sides: neither gives it a gradient")
+    given = [value for value in (*ours, *theirs) if value is not None]
+    side = "reference" if ours[0] is None else "candidate"
+    if all(not value.any() for value in given):
+        reason = (
+            f"unused: no gradient on the {side} side, zeros on the other; an optimizer with momentum or weight decay "
+            "treats the two differently"
+        )
+        return Comparison("aligned", "metadata", reason, given[0].shape)
+    reason = f"no gradient on the {side} side, where the other has one: the graph is cut"
+    return Comparison("diverged", "metadata", reason, given[0].shape, strain=math.inf)
+
+
+def _backward_order(trace: Trace) -> dict[str, int]:
+    """Module path -> position in the backward pass: the reverse of the last call in the forward pass."""
+    names = [name.split("#")[0].split("[")[0] for name in trace.names("activation")]
+    last = {name: position for position, name in enumerate(names)}
+    return {name: len(names) - position for name, position in last.items()}
+
+
+def _owner(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------- tools
+
+
+def back(value: NDArray, move: Move) -> NDArray:
+    """One of the candidate's tensors in the reference's layout."""
+    return value.T if move.operation == "transpose" else value.reshape(move.shape_from)
+
+
+def _measured(case: Case, record: str, reference: str | None, candidate: str | None, pair: Pair) -> _Measured:
+    return _Measured(record, reference, candidate, measure(pair, Tolerance()), case.weights, case.batch.name)
+
+
+def merge(results: Iterable[TensorResult]) -> list[TensorResult]:
+    """One result for each tensor: its worst, with how many there were; in order of first appearance."""
+    merged: dict[tuple[str, str | None, str | None], TensorResult] = {}
+    for result in results:
+        key = (result.record, result.reference_name, result.candidate_name)
+        known = merged.get(key)
+        if known is None:
+            merged[key] = result
+            continue
+        count = known.comparisons + result.comparisons
+        worse = result if _badness(result) > _badness(known) else known
+        merged[key] = replace(worse, comparisons=count)
+    return list(merged.values())
+
+
+def _badness(result: TensorResult) -> tuple[int, float]:
+    return {"aligned": 0, "inconclusive": 1, "diverged": 2}[result.verdict], result.strain
+
+
+def _result(
+    record: str,
+    reference_name: str | None,
+    candidate_name: str | None,
+    comparison: Comparison,
+    weights: str,
+    batch: str | None = None,
+) -> TensorResult:
+    return TensorResult(
+        record, reference_name, candidate_name, comparison.shape, comparison.verdict, comparison.reason,
+        comparison.max_abs, comparison.rel_l2, comparison.error_ratio, comparison.worst_index, comparison.seen,
+        comparison.allowed, comparison.strain, comparison.dtype, comparison.decided_by, weights, batch,
+    )  # fmt: skip
+
+
+def _four(case: Case) -> tuple[Trace, Trace, Trace, Trace]:
+    """The traces in the order of Pair's fields."""
+    return case.reference32, case.candidate32, case.reference64, case.candidate64
+
+
+def _noise(case: Case, kind: Kind, name: str) -> tuple[NDArray, ...]:
+    return tuple(value for trace in case.noise if (value := trace.get(kind, name)) is not None)
+
+
+STAGES = (
+    Stage(1, "structure", "do both sides have the same modules, parameters and buffers?", inspect=structure),
+    Stage(2, "initialization", "do both start from the same weights, and draw from the same distributions?",
+          inspect=initialization),
+    Stage(3, "forward", "does every module give the same output?", ("activation", "logits")),
+    Stage(4, "loss", "are the loss, its options and the metrics the same?", ("loss", "metric")),
+    Stage(5, "backward", "are all gradients and one Adam step the same?", ("gradient", "update")),
+)  # fmt: skip
