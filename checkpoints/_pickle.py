@@ -20,8 +20,9 @@ from checkpoints._dtypes import DTYPES
 from checkpoints.errors import CheckpointError
 
 # A tensor takes about forty opcodes; a file with more is not a checkpoint but an attempt to exhaust memory.
-MAX_OPCODES = 8_000_000
+MAX_OPCODES = 4_000_000
 MAX_NAME = 200
+MAX_AXES = 64
 
 Call = Callable[..., Any]
 
@@ -277,8 +278,8 @@ def _build(target: Any, state: Any) -> None:
         raise CheckpointError("refused: a pickle that sets the state of what is no array (BUILD)")
 
 
-def array(dtype: Any, shape: Any, raw: Any, order: str) -> np.ndarray:
-    """A NumPy array of its own memory from a dtype, a shape and bytes whose number must be exactly right."""
+def array(dtype: Any, shape: Any, raw: Any, order: Any) -> np.ndarray:
+    """A view of `raw` as a NumPy array; CheckpointError where the number of bytes is not exactly right."""
     if not isinstance(dtype, _DType) or type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError("an array without a dtype and a shape")
     if isinstance(raw, list):
@@ -287,8 +288,7 @@ def array(dtype: Any, shape: Any, raw: Any, order: str) -> np.ndarray:
     kind = dtype.value()
     if not isinstance(data, (bytes, memoryview)) or len(data) != math.prod(shape) * kind.itemsize:
         raise CheckpointError(f"an array of shape {list(shape)} and dtype {kind} does not fit its bytes")
-    flat = np.frombuffer(data, kind).astype(kind.newbyteorder("<"), copy=True)
-    return np.ascontiguousarray(flat.reshape(shape, order="F")) if order == "F" else flat.reshape(shape)
+    return np.frombuffer(data, kind).reshape(shape, order="F" if order == "F" else "C")
 
 
 def _reconstruct(kind: Any, *_: Any) -> Array:
@@ -318,7 +318,7 @@ def _scalar(dtype: Any, raw: Any) -> Any:
 
 def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any) -> Array:
     made = Array()
-    made.value = array(dtype, shape, raw, "F" if order == "F" else "C")
+    made.value = array(dtype, shape, raw, order)
     return made
 
 
@@ -330,17 +330,20 @@ def _encode(text: Any, codec: Any) -> bytes:
 
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
-    for pair in pairs:
-        key, value = pair
+    if type(pairs) not in (tuple, list) or (pairs and type(pairs) is tuple):
+        raise CheckpointError("refused: an OrderedDict of what is no list")
+    for key, value in pairs:
         if type(key) is not str or key in made:
             raise CheckpointError("refused: an OrderedDict whose keys are not names, each once")
         made[key] = value
+    if made:
+        pairs.clear()  # Python 2 writes a list for the purpose; one list must not make many dictionaries
     return made
 
 
 def _tuple(items: Any = ()) -> tuple[Any, ...]:
-    if type(items) not in (tuple, list):
-        raise CheckpointError("refused: a tuple of what is no list")
+    if type(items) not in (tuple, list) or len(items) > MAX_AXES:
+        raise CheckpointError("refused: a tuple of what is no short list")
     return tuple(items)
 
 

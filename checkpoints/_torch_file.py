@@ -290,7 +290,7 @@ def _pickled(key: str, name: str, array: np.ndarray) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogatepass")
+    raw = text.encode()
     return b"X" + struct.pack("<I", len(raw)) + raw
 
 

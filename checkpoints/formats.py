@@ -13,7 +13,6 @@ import os
 import pickle
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 from checkpoints import _pickle, _torch_file
 from checkpoints._dtypes import DTYPES, RAW16, bytes_of, name_of
 from checkpoints._files import write_aside
-from checkpoints.errors import CheckpointError
+from checkpoints.errors import CheckpointError, printable
 
 # The framework whose own format a suffix is; .safetensors and .npz are anybody's.
 FRAMEWORK_OF = {".pth": "torch", ".pt": "torch", ".bin": "torch", ".pdparams": "paddle"}
@@ -57,21 +56,6 @@ _SAFE_DTYPES = {
 }
 _SAFE_NAMES = {name: code for code, name in _SAFE_DTYPES.items()}
 
-# What a damaged file can make the parsers below raise.
-_DAMAGE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    RecursionError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -99,6 +83,8 @@ def read_checkpoint(path: str | Path, entry: str | None = None) -> Checkpoint:
     try:
         if path.is_dir():
             raise CheckpointError("is a directory; give the file in it that holds the weights")
+        if path.exists() and not path.is_file():
+            raise CheckpointError("is not an ordinary file")
         with path.open("rb") as file:
             if not path.stat().st_size:
                 raise CheckpointError("is empty")
@@ -110,7 +96,7 @@ def read_checkpoint(path: str | Path, entry: str | None = None) -> Checkpoint:
         raise CheckpointError(f"{path}: can't be read: {error.strerror or error}") from error
     except MemoryError as error:
         raise CheckpointError(f"{path}: does not fit into memory") from error
-    except _DAMAGE as error:
+    except Exception as error:  # the parsers of the standard library and NumPy raise a dozen kinds on damaged input
         raise CheckpointError(f"{path}: damaged, or not a {path.suffix} file: {_one_line(error)}") from error
 
 
@@ -129,14 +115,14 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping
     for name, array in tensors.items():
         if not isinstance(name, str) or not name or not isinstance(array, np.ndarray):
             raise CheckpointError(f"{path}: {name!r} is not a name with a NumPy array")
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise CheckpointError(f"{path}: the name {name!r} is not valid text")
         if name_of(array.dtype) not in DTYPES:
             raise CheckpointError(f"{path}: {name} has dtype {array.dtype}, which no checkpoint holds")
         packed[name] = np.asarray(array, DTYPES[name_of(array.dtype)], order="C")
     try:
         with write_aside(path) as file:
             writer(file, packed, dict(metadata or {}))
-    except UnicodeEncodeError as error:
-        raise CheckpointError(f"{path}: a tensor's name is not valid text") from error
     except CheckpointError as error:
         message = str(error)
         raise CheckpointError(message if message.startswith(f"{path}:") else f"{path}: {message}") from error
@@ -271,7 +257,8 @@ def _no_entry(entry: str | None) -> None:
 
 
 def _read_torch(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
-    return _state_dict(_torch_file.read(_mapped(file), file), entry)
+    data = _mapped(file)
+    return _state_dict(_torch_file.read(data, file), entry, len(data))
 
 
 def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray], _: Mapping[str, str]) -> None:
@@ -289,7 +276,7 @@ def _read_paddle(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
     if data[:4] == _torch_file.ZIP_MAGIC:
         raise CheckpointError("is a zip archive, as torch writes; paddle writes a pickle: is the suffix right?")
     content, _ = _pickle.load(data, 0, _pickle.NUMPY_WORDS)
-    return _state_dict(content, entry)
+    return _state_dict(content, entry, len(data))
 
 
 def _write_paddle(file: BinaryIO, tensors: Mapping[str, np.ndarray], _: Mapping[str, str]) -> None:
@@ -311,7 +298,7 @@ _NOT_IN_PADDLE = {
 }
 
 
-def _state_dict(content: Any, entry: str | None) -> Checkpoint:
+def _state_dict(content: Any, entry: str | None, file_size: int) -> Checkpoint:
     """The one mapping of tensors in what a pickle held: the top itself, or one entry of it."""
     if type(content) is not dict:
         raise CheckpointError(f"holds a {type(content).__name__}, not a state dict (names to tensors)")
@@ -325,7 +312,8 @@ def _state_dict(content: Any, entry: str | None) -> Checkpoint:
         if len(nested) != 1:
             what = "holds several state dicts: name one entry" if nested else "holds no tensors"
             raise CheckpointError(f"{what}; its entries are {_keys(content)}")
-        notes.append(f"the state dict is the entry {str(nested[0])!r}; left out: {_keys(content, nested[0])}")
+        rest = _keys(content, nested[0])
+        notes.append(printable(f"the state dict is the entry {str(nested[0])!r}; left out: {rest}"))
         content = content[nested[0]]
     elif any(_has_tensors(value) for value in content.values()):
         raise CheckpointError(f"holds tensors and state dicts side by side: name one entry; they are {_keys(content)}")
@@ -334,12 +322,24 @@ def _state_dict(content: Any, entry: str | None) -> Checkpoint:
         array = _array(value)
         if array is None:
             if key != _NAME_TABLE:
-                notes.append(f"left out: {str(key)[:200]} ({type(value).__name__}, no tensor)")
+                notes.append(printable(f"left out: {str(key)[:200]} ({type(value).__name__}, no tensor)"))
         elif not isinstance(key, str) or not key:
             raise CheckpointError(f"a tensor's name is {str(key)[:200]!r}, not text")
         else:
-            tensors[key] = array if array.flags.c_contiguous else array.copy(order="C")
-    return Checkpoint(tensors, {}, tuple(notes))
+            tensors[key] = array
+    # Tensors may share bytes of the file, as tied ones do; a file in which thousands do so is a bomb.
+    if sum(array.nbytes for array in tensors.values()) > max(MAX_EXPANSION * file_size, SMALL):
+        raise CheckpointError(f"refused: its tensors take more than {MAX_EXPANSION} times the file's size")
+    return Checkpoint({name: _own(array) for name, array in tensors.items()}, {}, tuple(notes))
+
+
+def _own(array: np.ndarray) -> np.ndarray:
+    """`array`, or where it is a view of the file, strided or big-endian, a row-major copy of the same values."""
+    return array if array.flags.c_contiguous and array.flags.writeable else np.array(array, _little(array), order="C")
+
+
+def _little(array: np.ndarray) -> np.dtype:
+    return array.dtype.newbyteorder("<")
 
 
 def _joined(content: dict[Any, Any]) -> dict[Any, Any]:
@@ -387,8 +387,10 @@ def _read_npz(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
             name = info.filename.removesuffix(".npy")
             if name in tensors:
                 raise CheckpointError(f"{name!r} stands twice in the archive")
-            if name == info.filename or name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
+            if name == info.filename or _climbs(name):
                 raise CheckpointError(f"refused: {info.filename!r} is not the name of an array")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise CheckpointError(f"refused: {name} is compressed in a way that NumPy never uses")
             with archive.open(info) as stream:
                 version = np.lib.format.read_magic(stream)
                 read_header = {
@@ -407,10 +409,13 @@ def _read_npz(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
                     raise CheckpointError(
                         f"{name}: {count} bytes are announced, {info.file_size - stream.tell()} are there"
                     )
-                flat = np.frombuffer(stream.read(), dtype).astype(dtype.newbyteorder("<"), copy=True)
-                array = flat.reshape(shape, order="F" if fortran else "C")
-                tensors[name] = np.asarray(array, order="C")
+                flat = np.frombuffer(stream.read(), dtype)
+                tensors[name] = _own(flat.reshape(shape, order="F" if fortran else "C"))
     return Checkpoint(tensors)
+
+
+def _climbs(name: str) -> bool:
+    return name.startswith("/") or ".." in name.replace("\\", "/").split("/")
 
 
 def _write_npz(file: BinaryIO, tensors: Mapping[str, np.ndarray], _: Mapping[str, str]) -> None:
@@ -421,6 +426,8 @@ def _write_npz(file: BinaryIO, tensors: Mapping[str, np.ndarray], _: Mapping[str
                 raise CheckpointError(f"{name}: an .npz can't hold {dtype}")
             stored = array.view(RAW16[1]) if dtype == "bfloat16" else array
             info = zipfile.ZipInfo(name + ".npy", (1980, 1, 1, 0, 0, 0))
+            if info.filename != name + ".npy" or _climbs(name):
+                raise CheckpointError(f"{name}: an .npz can't hold a tensor of this name")
             with archive.open(info, "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, stored, allow_pickle=False)
 

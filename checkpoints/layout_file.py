@@ -112,6 +112,10 @@ def _layout(data: Any) -> Layout:
         key: tuple(_extra(entry, f"{key}[{index}]") for index, entry in enumerate(data[key]))
         for key in ("dropped", "filled")
     }
+    # A layout from elsewhere must not be able to ask for a mountain of zeros.
+    _require(
+        all(math.prod(extra.shape) == 1 for extra in extras["filled"]), "filled: only single numbers can be filled"
+    )
     for side, names in (
         ("source", [move.source for move in moves] + [extra.name for extra in extras["dropped"]]),
         ("target", [move.target for move in moves] + [extra.name for extra in extras["filled"]]),
