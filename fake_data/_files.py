@@ -60,8 +60,9 @@ def write_json(path: Path, value: object) -> None:
 
 def read_manifest(path: Path, schema: str, version: int) -> dict[str, Any]:
     """A manifest of that schema and version. Raises DataError when the file is anything else."""
+    content = read(path)
     try:
-        value = json.loads(read(path))
+        value = json.loads(content)
     except (ValueError, RecursionError):
         raise DataError(f"{path} is no JSON; write the folder again") from None
     if not isinstance(value, dict) or value.get("schema") != schema:

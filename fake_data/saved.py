@@ -25,8 +25,8 @@ def save_batches(folder: str | Path, batches: Iterable[Batch], spec: InputSpec, 
     """Write NAME.safetensors for each batch and manifest.json, which is written last; returns the manifest's path.
 
     The manifest holds the schema's version, the seed, the spec, and of each file and array the SHA-256, dtype and
-    shape. The same batches give the same bytes. Raises DataError when two batches share a name, a name can't be a file's, or
-    the folder can't be written.
+    shape. The same batches give the same bytes. Raises DataError when two batches share a name, a name can't be a
+    file's, or the folder can't be written.
     """
     folder = Path(folder)
     entries: list[dict[str, Any]] = []

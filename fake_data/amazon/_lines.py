@@ -38,7 +38,11 @@ def line_blocks(path: Path, progress: Progress | None = None) -> Iterator[list[b
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
     with file:
-        yield from _lines(_chunks(file, size, progress))
+        first = True
+        for lines in _lines(_chunks(file, size, progress)):
+            if first:
+                lines[0], first = lines[0].removeprefix(BOM), False
+            yield lines
 
 
 def _chunks(file: io.BufferedReader, size: int, progress: Progress | None) -> Iterator[bytes]:
@@ -76,10 +80,7 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[list[bytes]]:
     """Whole lines of each chunk; the rest waits for the next."""
     rest: list[bytes] = []  # pieces of a line that has not ended
     held = 0
-    first = True
     for chunk in chunks:
-        if first:
-            chunk, first = chunk.removeprefix(BOM), False
         lines = chunk.split(b"\n")
         if len(lines) > 1:
             lines[0] = b"".join([*rest, lines[0]])

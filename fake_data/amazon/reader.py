@@ -81,11 +81,13 @@ class ReviewReader:
                 raise DataError(
                     f"{self.name}: {self.truncated}. Fetch the file again, or allow a truncated file to keep these."
                 ) from None
-        if number == 1:
+        if number == 1 and not self.truncated:
             raise DataError(f"{self.name} is empty")
         if self.read == 0:
-            first = self.bad_lines[0] if self.bad_lines else BadLine(1, "blank")
-            raise DataError(f"{self.name} holds no review: line {first.number}: {first.why}")
+            first = (
+                f"line {self.bad_lines[0].number}: {self.bad_lines[0].why}" if self.bad_lines else "only blank lines"
+            )
+            raise DataError(f"{self.name} holds no review: {self.truncated or first}")
 
     def _rows(self) -> Iterator[list[Any]]:
         if isinstance(self.source, (str, Path)):

@@ -92,8 +92,9 @@ def load_reviews(folder: str | Path, part: str | None = None) -> EncodedReviews:
 
 
 def _array(path: Path, facts: dict[str, Any]) -> np.ndarray:
+    content = _files.read(path)
     try:
-        array: np.ndarray = np.load(io.BytesIO(_files.read(path)), allow_pickle=False)
+        array: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, SyntaxError, MemoryError) as error:
         raise DataError(f"{path} is cut or no .npy file ({error}); write the folder again") from None
     _files.check_array(str(path), array, facts)
