@@ -4,6 +4,7 @@
 `convert` and `convert_proved` move tensors by it. Nothing here imports a framework.
 """
 
+from checkpoints._dtypes import RAW16
 from checkpoints.convert import Proof, as_stored, convert, convert_proved, plan, retype, reverse
 from checkpoints.errors import CheckpointError
 from checkpoints.formats import FRAMEWORK_OF, Checkpoint, check_destination, read, read_checkpoint, write
@@ -13,6 +14,7 @@ from checkpoints.structure import Slot
 
 __all__ = [
     "FRAMEWORK_OF",
+    "RAW16",
     "Checkpoint",
     "CheckpointError",
     "Extra",

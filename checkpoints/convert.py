@@ -6,7 +6,7 @@ the tensors, and proves each time that there and back is bit-identical.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -249,8 +249,10 @@ def retype(layout: Layout, dtypes: Mapping[str, str]) -> Layout:
     Only a floating dtype replaces a floating dtype: what the file holds stays what it is, bit for bit.
     """
 
+    present = _present(layout, dtypes)
+
     def new(move: Move) -> Move:
-        dtype = dtypes.get(move.source, move.dtype)
+        dtype = dtypes.get(present.get(move.source, ""), move.dtype)
         return replace(move, dtype=dtype) if dtype in FLOATING and move.dtype in FLOATING else move
 
     return replace(layout, moves=tuple(new(move) for move in layout.moves))
@@ -277,15 +279,14 @@ def as_stored(slots: Sequence[Slot], tensors: Mapping[str, np.ndarray], names: N
 
 def _admit(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
     """The source tensors by name, checked against the layout."""
-    tied = {name: group for group in layout.source_ties for name in group}
+    present = _present(layout, tensors)
     problems: list[str] = []
     admitted: dict[str, np.ndarray] = {}
     for move in layout.moves:
-        twin = next((name for name in (move.source, *tied.get(move.source, ())) if name in tensors), None)
-        if twin is None:
+        if move.source not in present:
             problems.append(f"{move.source}: missing; expected {move.dtype} {_shape(move.shape_from)}")
             continue
-        array = tensors[twin]
+        array = tensors[present[move.source]]
         if move.dtype == "bfloat16" and array.dtype in RAW16:
             array = array.view(DTYPES["bfloat16"])
         if array.shape != move.shape_from:
@@ -302,16 +303,27 @@ def _admit(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.nd
             array = tensors[name]
             problems.append(f"{name}: {name_of(array.dtype)} {_shape(array.shape)} is not in the layout")
     for group in layout.source_ties:
-        present = [name for name in group if name in admitted]
+        held = [name for name in group if name in admitted]
         problems.extend(
-            f"{name}: differs from {present[0]}, yet the model ties them: which of the two is meant can't be known"
-            for name in present[1:]
-            if not same_bits(admitted[present[0]], admitted[name])
+            f"{name}: differs from {held[0]}, yet the model ties them: which of the two is meant can't be known"
+            for name in held[1:]
+            if not same_bits(admitted[held[0]], admitted[name])
         )
     _raise(
         problems, f"this checkpoint does not fit the layout from {layout.source_framework} to {layout.target_framework}"
     )
     return admitted
+
+
+def _present(layout: Layout, names: Container[str]) -> dict[str, str]:
+    """Source name -> the name among `names` that holds its tensor: itself, or one tied to it."""
+    tied = {name: group for group in layout.source_ties for name in group}
+    found = {}
+    for move in layout.moves:
+        holder = next((name for name in (move.source, *tied.get(move.source, ())) if name in names), None)
+        if holder is not None:
+            found[move.source] = holder
+    return found
 
 
 def _forward(admitted: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
@@ -338,7 +350,7 @@ def _undo(move: Move) -> Move:
 
 def _hint(array: np.ndarray, move: Move) -> str:
     if array.dtype in RAW16 and move.dtype in FLOATING:
-        return " (sixteen raw bits may be bfloat16, which this format can't say: give the dtype bfloat16 if they are)"
+        return " (sixteen raw bits may be bfloat16, which this format can't say: --bfloat16 says so)"
     return ""
 
 

@@ -19,6 +19,7 @@ from alignment.frameworks import Framework, get_framework
 from alignment.twins import Twin, get_twin, parse_settings
 from checkpoints import (
     FRAMEWORK_OF,
+    RAW16,
     CheckpointError,
     Layout,
     NameMap,
@@ -109,9 +110,11 @@ def command(
             settings = _settings(twin, assignments, tensors, names, source)
             say("building the models of the twin")
             live = _build(twin, frameworks, settings, tensors, names)
-            layout = retype(live.layout, {name: _dtype(array, bfloat16) for name, array in tensors.items()})
+            layout = retype(live.layout, {name: array.dtype.name for name, array in tensors.items()})
         else:
             layout = _directed(Layout.load(layout_file or ""), source, destination, from_, to)
+        if bfloat16:
+            layout = retype(layout, {name: "bfloat16" for name, array in tensors.items() if array.dtype in RAW16})
         say("converting")
         try:
             converted, proof = convert_proved(tensors, layout)
@@ -163,10 +166,6 @@ def _directed(layout: Layout, source: Path, destination: Path, from_: str | None
         f"the layout goes from {ways[0]} to {ways[1]}, but the files or options say "
         f"{asked[0] or 'any'} to {asked[1] or 'any'}"
     )
-
-
-def _dtype(array: np.ndarray, bfloat16: bool) -> str:
-    return "bfloat16" if bfloat16 and array.dtype in (np.dtype("uint16"), np.dtype("V2")) else array.dtype.name
 
 
 def _build(

@@ -118,6 +118,16 @@ def test_half_precision_stays_what_it_is(tmp_path: Path, capsys: pytest.CaptureF
         assert run(["convert", str(away), str(back), *twin, "--bfloat16"]) == 0
         assert bits(read(back)) == bits(half)
 
+    full = tmp_path / "full.json"
+    write(tmp_path / "full.pth", state)
+    assert (
+        run(["convert", str(tmp_path / "full.pth"), str(tmp_path / "y.pdparams"), *twin, "--save-layout", str(full)])
+        == 0
+    )
+    assert run(["convert", str(away), str(back), "--layout", str(full), "--force"]) == 2
+    assert run(["convert", str(away), str(back), "--layout", str(full), "--force", "--bfloat16"]) == 0
+    assert bits(read(back)) == bits(half)
+
 
 def test_other_names_come_through_a_name_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = state_of("fast-transformer")
@@ -170,9 +180,11 @@ def test_a_checkpoint_without_the_further_tied_names_is_complete(tmp_path: Path)
     state = state_of("fast-transformer")
     lean = {name: array for name, array in state.items() if not re.match(r"layers\.[12].*attn_logits", name)}
     assert len(lean) == len(state) - 4
-    write(tmp_path / "a.pth", lean)
-    assert run(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.pdparams"), "--twin", "fast-transformer"]) == 0
-    assert set(read(tmp_path / "b.pdparams")) == set(state)
+    for dtype in ("float32", "float16"):
+        there, away = tmp_path / f"{dtype}.pth", tmp_path / f"{dtype}.pdparams"
+        write(there, {name: array.astype(dtype) for name, array in lean.items()})
+        assert run(["convert", str(there), str(away), "--twin", "fast-transformer"]) == 0
+        assert {name: array.dtype.name for name, array in read(away).items()} == dict.fromkeys(state, dtype)
 
 
 @pytest.mark.parametrize(
