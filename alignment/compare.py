@@ -146,8 +146,17 @@ def _settle(comparison: Comparison, noise: float, tolerance: Tolerance) -> Compa
         f"float64 agrees, but the float32 error (RMS {error:.2g}) is {ratio:.3g} times the reference's own ({noise:.2g}); "
         f"allowed {allowed:.2g}"
     )
-    return replace(comparison, verdict="diverged", decided_by="precision", reason=reason, dtype="float32", seen=error,
-                   allowed=allowed, strain=strain, worst_index=comparison.worst_index32)  # fmt: skip
+    return replace(
+        comparison,
+        verdict="diverged",
+        decided_by="precision",
+        reason=reason,
+        dtype="float32",
+        seen=error,
+        allowed=allowed,
+        strain=strain,
+        worst_index=comparison.worst_index32,
+    )
 
 
 def measure(pair: Pair, tolerance: Tolerance) -> Comparison:
@@ -164,8 +173,19 @@ def measure(pair: Pair, tolerance: Tolerance) -> Comparison:
         return _exact(pair)
     truth = pair.reference64
     if _same_bits(pair.reference64, pair.candidate64) and _same_bits(pair.reference32, pair.candidate32):
-        return Comparison("aligned", "bitwise", "bitwise equal in float64 and float32", shape, "float64", 0.0, 0.0,
-                          None, None, 0.0, 0.0)  # fmt: skip
+        return Comparison(
+            "aligned",
+            "bitwise",
+            "bitwise equal in float64 and float32",
+            shape,
+            "float64",
+            0.0,
+            0.0,
+            None,
+            None,
+            0.0,
+            0.0,
+        )
     finite = np.isfinite(truth)
     if not finite.all():
         return _non_finite(pair, finite)
@@ -194,13 +214,25 @@ def measure(pair: Pair, tolerance: Tolerance) -> Comparison:
     else:
         reason = f"float64 differs by {seen:.1g}, allowed {allowed:.1g}"
     return Comparison(
-        "aligned" if seen <= allowed else "diverged", "semantics", reason, shape, "float64", seen, rel_l2, None, worst,
-        seen, allowed, _strain(seen, allowed),
-        error32=_rms(error), noise32=max(_rms(error) for error in errors),
+        "aligned" if seen <= allowed else "diverged",
+        "semantics",
+        reason,
+        shape,
+        "float64",
+        seen,
+        rel_l2,
+        None,
+        worst,
+        seen,
+        allowed,
+        _strain(seen, allowed),
+        error32=_rms(error),
+        noise32=max(_rms(error) for error in errors),
         # One unit in the last place of the tensor's own size: what a correctly rounded result may differ by.
         floor32=EPS32 * (_rms(truth) + tolerance.floor_ulps * pair.scale32),
-        sequential=_sequential(pair.summands), worst_index32=_worst(error),
-    )  # fmt: skip
+        sequential=_sequential(pair.summands),
+        worst_index32=_worst(error),
+    )
 
 
 def _worst(difference: NDArray[np.float64]) -> tuple[int, ...]:
@@ -276,8 +308,9 @@ def _metadata(pair: Pair) -> Comparison | None:
             f"{dtype}: NaN or infinity at {len(differs)} positions on one side only; first at {list(where)}: "
             f"reference {one[where]!s}, candidate {two[where]!s}"
         )
-        return Comparison("diverged", "metadata", reason, one.shape, dtype, math.inf, math.inf, None, where,
-                          math.inf, 0.0, math.inf)  # fmt: skip
+        return Comparison(
+            "diverged", "metadata", reason, one.shape, dtype, math.inf, math.inf, None, where, math.inf, 0.0, math.inf
+        )
     return None
 
 
@@ -310,8 +343,20 @@ def _exact(pair: Pair) -> Comparison:
     where = tuple(int(i) for i in np.argwhere(differs)[0])
     reason = f"{int(differs.sum())} of {differs.size} elements differ; first at {list(where)}"
     difference = np.abs(_wide(pair.candidate64) - _wide(pair.reference64))
-    return Comparison("diverged", "bitwise", reason, shape, str(pair.reference64.dtype), float(difference.max()),
-                      None, None, where, float(difference.max()), 0.0, math.inf)  # fmt: skip
+    return Comparison(
+        "diverged",
+        "bitwise",
+        reason,
+        shape,
+        str(pair.reference64.dtype),
+        float(difference.max()),
+        None,
+        None,
+        where,
+        float(difference.max()),
+        0.0,
+        math.inf,
+    )
 
 
 def _non_finite(pair: Pair, finite: NDArray[np.bool_]) -> Comparison:

@@ -189,12 +189,20 @@ def prepare(twin: Twin, options: Options) -> Experiment:
         raise AlignmentError(
             f"{twin.name} has no setting {', '.join(sorted(unknown))}; it has: {', '.join(twin.settings)}"
         )
-    chosen = make_batches(twin, settings, fixed=twin.vocabulary in options.settings, data=options.data, seed=options.seed,
-                          batch_size=options.batch_size, length=options.length)  # fmt: skip
+    chosen = make_batches(
+        twin,
+        settings,
+        fixed=twin.vocabulary in options.settings,
+        data=options.data,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        length=options.length,
+    )
     settings = chosen.settings
     reference_model = _build(reference, twin.reference.target, settings, options.seed, twin)
     candidate_model = _build(candidate, twin.candidate.target, settings, options.seed, twin)
-    layout, mismatch = None, ()
+    layout: Layout | None = None
+    mismatch: tuple[str, ...] = ()
     try:
         layout = checkpoints.plan(
             reference.slots(reference_model), candidate.slots(candidate_model), reference.name, candidate.name
@@ -202,9 +210,21 @@ def prepare(twin: Twin, options: Options) -> Experiment:
     except CheckpointError as error:
         mismatch = tuple(line.strip() for line in str(error).splitlines())
     experiment = Experiment(
-        twin, options, settings, reference, candidate, reference_model, candidate_model, layout, mismatch,
-        {}, chosen.batches, chosen.source, faults, chosen.notes,
-    )  # fmt: skip
+        twin,
+        options,
+        settings,
+        reference,
+        candidate,
+        reference_model,
+        candidate_model,
+        layout,
+        mismatch,
+        {},
+        chosen.batches,
+        chosen.source,
+        faults,
+        chosen.notes,
+    )
     for fault in faults:
         if fault.plant is not None and not fault.plant(candidate, experiment.build("candidate"), twin):
             raise _nothing_to_hit(fault, twin)

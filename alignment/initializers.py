@@ -64,7 +64,7 @@ def _constant_on_one_side(
     spread = float(np.std(other, dtype=np.float64))
     reason = (
         f"{int((fixed != fixed_too).sum())} of {fixed.size} elements are constant on one side only: at {list(where)} the "
-        f"{side} is always {values[(0, *where)]:.6g}, the other side varies (standard deviation {spread:.3g})"
+        f"{side} is always {values[0][where]:.6g}, the other side varies (standard deviation {spread:.3g})"
     )
     return Comparison("diverged", "bitwise", reason, fixed.shape, "float32", worst_index=where, strain=math.inf)
 
@@ -77,10 +77,10 @@ def _same_distribution(one: NDArray, two: NDArray, shape: tuple[int, ...], tests
     few = min(one.size, two.size) < FEW
     p_values = {"shape": float(stats.ks_2samp(one, two, method="exact" if few else "asymp").pvalue)}
     if not few:
-        p_values["mean"] = _two_sided((one.mean() - two.mean()) / math.hypot(*(s / math.sqrt(v.size) for s, v in
-                                                                              zip(stds, (one, two), strict=True))))  # fmt: skip
-        p_values["standard deviation"] = _two_sided(math.log(stds[0] / stds[1]) / math.hypot(_log_std_error(one),
-                                                                                            _log_std_error(two)))  # fmt: skip
+        mean_error = math.hypot(stds[0] / math.sqrt(one.size), stds[1] / math.sqrt(two.size))
+        log_std_error = math.hypot(_log_std_error(one), _log_std_error(two))
+        p_values["mean"] = _two_sided((one.mean() - two.mean()) / mean_error)
+        p_values["standard deviation"] = _two_sided(math.log(stds[0] / stds[1]) / log_std_error)
     allowed = FALSE_ALARM_RATE / (max(tests, 1) * 3)
     test, p_value = min(p_values.items(), key=lambda item: item[1])
     figures = (
@@ -89,14 +89,27 @@ def _same_distribution(one: NDArray, two: NDArray, shape: tuple[int, ...], tests
     )
     gap = abs(stds[0] - stds[1])
     if p_value >= allowed:
-        return Comparison("aligned", "semantics", f"same distribution: {figures}; smallest p {p_value:.2g}", shape, "float32",
-                          gap, None, None, None, 1 - p_value, 1 - allowed, 0.0)  # fmt: skip
+        return Comparison(
+            "aligned",
+            "semantics",
+            f"same distribution: {figures}; smallest p {p_value:.2g}",
+            shape,
+            "float32",
+            gap,
+            None,
+            None,
+            None,
+            1 - p_value,
+            1 - allowed,
+            0.0,
+        )
     reason = (
         f"another distribution (by its {test}): {figures}; p {p_value:.1g}, below {allowed:.1g} (one false alarm in "
         f"{1 / FALSE_ALARM_RATE:.0e} checks)"
     )
-    return Comparison("diverged", "semantics", reason, shape, "float32", gap, None, None, None, 1 - p_value, 1 - allowed,
-                      math.inf)  # fmt: skip
+    return Comparison(
+        "diverged", "semantics", reason, shape, "float32", gap, None, None, None, 1 - p_value, 1 - allowed, math.inf
+    )
 
 
 def _thin(values: NDArray) -> NDArray:

@@ -110,7 +110,8 @@ def _spec(twin: Twin, settings: Settings) -> InputSpec:
     try:
         return twin.inputs(settings)
     except ValueError as error:
-        raise AlignmentError(f"{twin.name} with these settings takes no input: {error}") from error
+        listed = ", ".join(f"{name}={value}" for name, value in settings.items())
+        raise AlignmentError(f"{twin.name} takes no input with {listed}: {error}") from error
 
 
 def _length(spec: InputSpec, length: int | None) -> int:

@@ -69,9 +69,13 @@ def _mark_root(stages: list[StageResult]) -> tuple[StageResult, ...]:
 
 def _no_weights(experiment: Experiment) -> TensorResult:
     return TensorResult(
-        "module", "(all)", "(all)", None, "inconclusive",
+        "module",
+        "(all)",
+        "(all)",
+        None,
+        "inconclusive",
         f"the candidate can't be given the reference's weights: {experiment.mismatch[0]}",
-    )  # fmt: skip
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- 1 structure
@@ -107,11 +111,19 @@ def _modules(reference: dict[str, str], candidate: dict[str, str]) -> Iterable[T
         if one is None or two is None:
             side = "reference" if one is None else "candidate"
             reason = f"missing on the {side} side ({'candidate' if one is None else 'reference'}: {two or one})"
-            yield TensorResult("module", label if one else None, label if two else None, None, "diverged", reason,
-                               strain=math.inf)  # fmt: skip
+            yield TensorResult(
+                "module", label if one else None, label if two else None, None, "diverged", reason, strain=math.inf
+            )
         elif one.lower() != two.lower().removeprefix("compat."):
-            yield TensorResult("module", label, label, None, "diverged", f"{one} on the reference side, {two} on the candidate's",
-                               strain=math.inf)  # fmt: skip
+            yield TensorResult(
+                "module",
+                label,
+                label,
+                None,
+                "diverged",
+                f"{one} on the reference side, {two} on the candidate's",
+                strain=math.inf,
+            )
         else:
             yield TensorResult("module", label, label, None, "aligned", f"{one} on both sides")
 
@@ -136,13 +148,22 @@ def _slots(experiment: Experiment, reference: tuple[Slot, ...], candidate: tuple
             problems.append(f"a {slot.role} on the reference side, a {other.role} on the candidate's")
         tied = partner.get(slot.tied_to) if slot.tied_to else None
         if tied != other.tied_to:
-            problems.append(f"tied to {slot.tied_to or 'nothing'} on the reference side, to {other.tied_to or 'nothing'} "
-                            "on the candidate's")  # fmt: skip
+            problems.append(
+                f"tied to {slot.tied_to or 'nothing'} on the reference side, to {other.tied_to or 'nothing'} "
+                "on the candidate's"
+            )
         reason = "; ".join(problems) or f"{slot.kind}.{slot.local} {slot.dtype}, {move.operation}" + (
             f", tied to {slot.tied_to}" if slot.tied_to else ""
         )
-        yield TensorResult(slot.role, slot.name, other.name, slot.shape, "diverged" if problems else "aligned", reason,
-                           strain=math.inf if problems else 0.0)  # fmt: skip
+        yield TensorResult(
+            slot.role,
+            slot.name,
+            other.name,
+            slot.shape,
+            "diverged" if problems else "aligned",
+            reason,
+            strain=math.inf if problems else 0.0,
+        )
     for extra in experiment.layout.filled:
         yield TensorResult(
             theirs[extra.name].role, None, extra.name, extra.shape, "aligned", f"no counterpart: {extra.reason}"
@@ -160,8 +181,15 @@ def _unmatched(
         if problem is None and other is None:
             problem = "missing on the candidate side"
         verdict = "aligned" if problem is None else "diverged"
-        yield TensorResult(slot.role, slot.name, slot.name if other else None, slot.shape, verdict,  # type: ignore[arg-type]
-                           problem or "on both sides", strain=math.inf if problem else 0.0)  # fmt: skip
+        yield TensorResult(
+            slot.role,
+            slot.name,
+            slot.name if other else None,
+            slot.shape,
+            verdict,  # type: ignore[arg-type]
+            problem or "on both sides",
+            strain=math.inf if problem else 0.0,
+        )
     for name, slot in theirs.items():
         reason = said.pop(name, "missing on the reference side")
         yield TensorResult(slot.role, None, name, slot.shape, "diverged", reason, strain=math.inf)
@@ -264,22 +292,20 @@ def _judge_activations(case: Case) -> Iterable[_Measured]:
     for kind in ("activation", "logits"):
         reference, candidate = case.reference64.names(kind), case.candidate64.names(kind)
         for name in dict.fromkeys((*reference, *candidate)):
-            pair = Pair(*(trace.get(kind, name) for trace in _four(case)), noise=_noise(case, kind, name))
+            pair = _pair(case, kind, name)
             yield _measured(case, kind, name if name in reference else None, name if name in candidate else None, pair)
 
 
 def _judge_loss(experiment: Experiment, case: Case) -> Iterable[_Measured]:
-    pair = Pair(*(trace.get("loss", "loss") for trace in _four(case)), noise=_noise(case, "loss", "loss"))
-    yield _measured(case, "loss", "loss", "loss", pair)
+    yield _measured(case, "loss", "loss", "loss", _pair(case, "loss", "loss"))
     targets = case.batch.targets
     if targets is None:
         return
     for label, options in _criterion_options(targets):
-        values = [_criterion(experiment, trace, targets, options) for trace in _four(case)]
-        noise = tuple(
-            value for trace in case.noise if (value := _criterion(experiment, trace, targets, options)) is not None
-        )
-        yield _measured(case, "loss", label, label, Pair(*values, noise=noise))
+        one, two, three, four = (_criterion(experiment, trace, targets, options) for trace in _four(case))
+        noise = (_criterion(experiment, trace, targets, options) for trace in case.noise)
+        pair = Pair(one, two, three, four, tuple(value for value in noise if value is not None))
+        yield _measured(case, "loss", label, label, pair)
 
 
 def _criterion_options(targets: NDArray) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -308,8 +334,9 @@ def _judge_metrics(case: Case) -> Iterable[TensorResult]:
     logits = [trace.get("logits", "logits") for trace in _four(case)]
     if any(values is None or not np.isfinite(values).all() or values.shape != logits[0].shape for values in logits):  # type: ignore[union-attr]
         reason = "the logits are missing, of another shape or not finite on one side"
-        yield TensorResult("metric", "accuracy", "accuracy", (), "inconclusive", reason, weights=case.weights,
-                           batch=case.batch.name)  # fmt: skip
+        yield TensorResult(
+            "metric", "accuracy", "accuracy", (), "inconclusive", reason, weights=case.weights, batch=case.batch.name
+        )
         return
     reference32, candidate32, reference64, candidate64 = (values for values in logits if values is not None)
     ours, theirs = classification_metrics(reference64, targets), classification_metrics(candidate64, targets)
@@ -327,9 +354,22 @@ def _judge_metrics(case: Case) -> Iterable[TensorResult]:
         aligned = gap == 0.0 or unexplained == 0
         if gap and aligned:
             reason += ", each a tie within rounding"
-        yield TensorResult("metric", name, name, (), "aligned" if aligned else "diverged", reason, gap, seen=gap, allowed=0.0,
-                           strain=0.0 if aligned else math.inf, dtype="float64", decided_by="bitwise",
-                           weights=case.weights, batch=case.batch.name)  # fmt: skip
+        yield TensorResult(
+            "metric",
+            name,
+            name,
+            (),
+            "aligned" if aligned else "diverged",
+            reason,
+            gap,
+            seen=gap,
+            allowed=0.0,
+            strain=0.0 if aligned else math.inf,
+            dtype="float64",
+            decided_by="bitwise",
+            weights=case.weights,
+            batch=case.batch.name,
+        )
 
 
 def _margins(logits: NDArray) -> NDArray[np.float64]:
@@ -345,9 +385,7 @@ def _judge_gradients(experiment: Experiment, case: Case) -> Iterable[_Measured]:
     moves = [move for move in layout.moves if own[move.source].role == "parameter" and own[move.source].tied_to is None]
     scale = widest([case.reference64.get("gradient", name) for name in case.reference64.names("gradient")])
     rows = int(np.size(next(iter(case.batch.inputs.values()))))
-    pair = Pair(*(trace.get("gradient", "logits") for trace in _four(case)),
-                noise=_noise(case, "gradient", "logits"), scale=scale)  # fmt: skip
-    yield _measured(case, "gradient", "logits", "logits", pair)
+    yield _measured(case, "gradient", "logits", "logits", _pair(case, "gradient", "logits", scale))
     order = _backward_order(case.reference64)
     weights = experiment.weights[case.weights]
     for move in sorted(moves, key=lambda move: order.get(_owner(move.source), -1)):
@@ -387,8 +425,16 @@ def _judge_update(move: Move, case: Case, scale: float) -> _Measured:
         step if step is None or one is None or two is None or one.shape != two.shape else step - (two - one)
         for step, one, two in zip(theirs, *ideal, strict=True)
     ]
-    pair = Pair(ours[0], unexplained[0], ours[1], unexplained[1], truth32=ideal[0][0], reference_truth32=ideal[0][0],
-                scale=scale, scale32=scale)  # fmt: skip
+    pair = Pair(
+        ours[0],
+        unexplained[0],
+        ours[1],
+        unexplained[1],
+        truth32=ideal[0][0],
+        reference_truth32=ideal[0][0],
+        scale=scale,
+        scale32=scale,
+    )
     return _measured(case, "update", move.source, move.target, pair)
 
 
@@ -467,15 +513,34 @@ def _result(
     batch: str | None = None,
 ) -> TensorResult:
     return TensorResult(
-        record, reference_name, candidate_name, comparison.shape, comparison.verdict, comparison.reason,
-        comparison.max_abs, comparison.rel_l2, comparison.error_ratio, comparison.worst_index, comparison.seen,
-        comparison.allowed, comparison.strain, comparison.dtype, comparison.decided_by, weights, batch,
-    )  # fmt: skip
+        record,
+        reference_name,
+        candidate_name,
+        comparison.shape,
+        comparison.verdict,
+        comparison.reason,
+        comparison.max_abs,
+        comparison.rel_l2,
+        comparison.error_ratio,
+        comparison.worst_index,
+        comparison.seen,
+        comparison.allowed,
+        comparison.strain,
+        comparison.dtype,
+        comparison.decided_by,
+        weights,
+        batch,
+    )
 
 
 def _four(case: Case) -> tuple[Trace, Trace, Trace, Trace]:
     """The traces in the order of Pair's fields."""
     return case.reference32, case.candidate32, case.reference64, case.candidate64
+
+
+def _pair(case: Case, kind: Kind, name: str, scale: float = 0.0) -> Pair:
+    one, two, three, four = (trace.get(kind, name) for trace in _four(case))
+    return Pair(one, two, three, four, _noise(case, kind, name), scale=scale)
 
 
 def _noise(case: Case, kind: Kind, name: str) -> tuple[NDArray, ...]:
@@ -484,9 +549,13 @@ def _noise(case: Case, kind: Kind, name: str) -> tuple[NDArray, ...]:
 
 STAGES = (
     Stage(1, "structure", "do both sides have the same modules, parameters and buffers?", inspect=structure),
-    Stage(2, "initialization", "do both start from the same weights, and draw from the same distributions?",
-          inspect=initialization),
+    Stage(
+        2,
+        "initialization",
+        "do both start from the same weights, and draw from the same distributions?",
+        inspect=initialization,
+    ),
     Stage(3, "forward", "does every module give the same output?", ("activation", "logits")),
     Stage(4, "loss", "are the loss, its options and the metrics the same?", ("loss", "metric")),
     Stage(5, "backward", "are all gradients and one Adam step the same?", ("gradient", "update")),
-)  # fmt: skip
+)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from alignment.errors import AlignmentError
-from fake_data import Ids, InputSpec, Labels, Mask
+from fake_data import Field, Ids, InputSpec, Labels, Mask
 
 Settings = Mapping[str, Any]
 
@@ -88,7 +88,7 @@ def _parse(name: str, text: str, kind: type) -> Any:
 
 def _classifier_inputs(vocabulary: str, length: str) -> Callable[[Settings], InputSpec]:
     def inputs(settings: Settings) -> InputSpec:
-        fields = {
+        fields: dict[str, Field] = {
             "input_ids": Ids(0, settings[vocabulary], ("B", "N"), padding=0),
             "targets": Labels(settings["num_classes"], ("B",)),
         }
@@ -99,7 +99,7 @@ def _classifier_inputs(vocabulary: str, length: str) -> Callable[[Settings], Inp
 
 def _token_inputs(settings: Settings) -> InputSpec:
     # The mask is an argument of its own, and id 0 an ordinary token: padding only says which rows the mask covers.
-    fields = {
+    fields: dict[str, Field] = {
         "x": Ids(0, settings["num_tokens"], ("B", "N"), padding=0),
         "mask": Mask(("B", "N"), of="x"),
         "targets": Labels(settings["num_tokens"], ("B", "N")),
@@ -109,7 +109,7 @@ def _token_inputs(settings: Settings) -> InputSpec:
 
 def _title_inputs(settings: Settings) -> InputSpec:
     last = settings["vocab_size"] - 1
-    fields = {
+    fields: dict[str, Field] = {
         "input_ids": Ids(0, settings["vocab_size"], ("B", "N"), padding=last),
         "mask": Mask(("B", "N"), of="input_ids"),
         "targets": Labels(settings["num_classes"], ("B",)),

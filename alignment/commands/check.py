@@ -156,8 +156,14 @@ def command(
 def _run(twins: list[tuple[Twin, Options]], reprod_log: Path | None) -> Report:
     reports = []
     start = time.perf_counter()
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                   console=Console(stderr=True), transient=True)  # fmt: skip
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
     try:
         for twin, options in twins:
             task = bar.add_task(twin.name, total=None)

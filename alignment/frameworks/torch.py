@@ -104,8 +104,9 @@ def load_state(model: nn.Module, tensors: Mapping[str, NDArray]) -> None:
 def cast(model: nn.Module, dtype: str) -> nn.Module:
     """All floating-point parameters and buffers in `dtype`; see `alignment.frameworks.Framework.cast`."""
     for module in model.modules():
-        if isinstance(getattr(module, "eps", None), float):
-            module.eps = float(np.float32(module.eps))
+        eps = getattr(module, "eps", None)
+        if isinstance(eps, float):
+            setattr(module, "eps", float(np.float32(eps)))  # noqa: B010 (attributes of a Module are typed as modules)
     return model.to(getattr(torch, dtype))
 
 
@@ -135,7 +136,7 @@ def run(
         records.append(Record("loss", "loss", to_numpy(value)))
     if backward and value is not None:
         logits.retain_grad()
-        value.sum().backward()
+        torch.autograd.backward(value.sum())
         records.append(_gradient("logits", logits))
         records += [_gradient(full, parameter) for full, parameter in parameters.items()]
         if learning_rate is not None:
@@ -154,7 +155,8 @@ def _forward(
         value, logits = model(*inputs, labels)
         return logits, value
     logits = model(*inputs)
-    return logits, model.criterion(logits.flatten(0, -2), labels.flatten())
+    criterion: Any = model.criterion
+    return logits, criterion(logits.flatten(0, -2), labels.flatten())
 
 
 def _record_outputs(model: nn.Module, records: list[Record]) -> Iterator[Any]:
@@ -224,7 +226,7 @@ def replace_gradient(model: nn.Module, parameter: str, replace: Callable[[NDArra
     def swap(tensor: torch.Tensor) -> torch.Tensor:
         return _tensor(replace(to_numpy(tensor))).to(tensor)
 
-    model.get_parameter(parameter).register_hook(swap)
+    model.get_parameter(parameter).register_hook(swap)  # type: ignore[no-untyped-call]
 
 
 def replace_input(model: nn.Module, path: str, position: int, replace: Callable[[NDArray], NDArray]) -> None:

@@ -54,9 +54,12 @@ def _print_stage(stage: StageResult, console: Console, verbose: bool) -> None:
     if bad:
         counted = f"{len(bad)} of {counted}"
     line = Text.assemble(
-        ("  ", ""), (MARKS[stage.verdict], STYLES[stage.verdict]), (f" step {stage.step} {stage.name:<15}", "bold"),
-        _verdict(stage.verdict), (f"  {counted}", "dim"),
-    )  # fmt: skip
+        ("  ", ""),
+        (MARKS[stage.verdict], STYLES[stage.verdict]),
+        (f" step {stage.step} {stage.name:<15}", "bold"),
+        _verdict(stage.verdict),
+        (f"  {counted}", "dim"),
+    )
     console.print(line)
     if verbose or bad:
         for note in stage.notes:
@@ -98,8 +101,14 @@ def _print_tensors(tensors: Iterable[TensorResult], console: Console) -> None:
         shape = "" if not tensor.shape else f" {list(tensor.shape)}"
         where = f" ({tensor.weights}, {tensor.batch})" if tensor.batch and tensor.verdict != "aligned" else ""
         label = Text.assemble((names, ""), (f"\n{tensor.record}{shape}", "dim"))
-        table.add_row(mark, label, _figure(tensor.seen), _figure(tensor.allowed), _figure(tensor.rel_l2),
-                      Text(tensor.reason + where))  # fmt: skip
+        table.add_row(
+            mark,
+            label,
+            _figure(tensor.seen),
+            _figure(tensor.allowed),
+            _figure(tensor.rel_l2),
+            Text(tensor.reason + where),
+        )
     console.print(_indented(table))
 
 
