@@ -60,9 +60,9 @@ def load(framework: str, model: Any, weights: dict[str, np.ndarray]) -> None:
         model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()}, strict=True)
         return
     stored = {n: np.ascontiguousarray(v.T) if is_linear(model, n) else v for n, v in weights.items()}
-    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    assert shapes == {name: list(value.shape) for name, value in stored.items()}
-    assert model.set_state_dict({n: paddle.to_tensor(v) for n, v in stored.items()}) == ([], [])
+    state = model.state_dict()
+    assert {n: list(v.shape) for n, v in state.items()} == {n: list(v.shape) for n, v in stored.items()}
+    assert model.set_state_dict({n: paddle.to_tensor(v).astype(state[n].dtype) for n, v in stored.items()}) == ([], [])
 
 
 def state(framework: str, model: Any) -> dict[str, np.ndarray]:
