@@ -32,17 +32,19 @@ class RotaryEmbedding(nn.Layer):
         return theta.cos(), theta.sin()
 
 
+def pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The even and the odd features: b n h (d 2) -> b n h d, b n h d."""
+    even, odd = x.reshape((*x.shape[:-1], x.shape[-1] // 2, 2)).unbind(-1)
+    return even, odd
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs of features that have an angle, pass the others through: b n h d, n 1 f, n 1 f -> b n h d."""
     r = 2 * cos.shape[-1]
-    even, odd = x[..., 0:r:2], x[..., 1:r:2]
+    turning, rest = paddle.split(x, [r, x.shape[-1] - r], -1)
+    even, odd = pairs(turning)
     turned = paddle.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2)
-    return paddle.concat([turned, x[..., r:]], -1)
-
-
-def add_pairs(x: Tensor) -> Tensor:
-    """Add neighbouring features: b n h (d 2) -> b n h d."""
-    return x[..., 0::2] + x[..., 1::2]
+    return paddle.concat([turned, rest], -1)
 
 
 class FastAttention(nn.Layer):
@@ -59,19 +61,18 @@ class FastAttention(nn.Layer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # b n d, b 1 n
         b, n, h, d = x.shape[0], x.shape[1], self.heads, self.dim_head
-        q, k, v = self.to_qkv(x).reshape((b, n, 3 * h, d)).chunk(3, 2)  # b n h d
-        q_, k_, v_ = q, k, v
-        if self.pos_emb is not None:
-            cos, sin = self.pos_emb(x)  # n 1 f
-            q_, k_, v_ = rotate(q, cos, sin), rotate(k, cos, sin), rotate(v, cos, sin)
+        qkv = self.to_qkv(x).reshape((b, n, 3 * h, d))
+        turned = qkv if self.pos_emb is None else rotate(qkv, *self.pos_emb(x))
+        q, k, _ = qkv.chunk(3, 2)  # b n h d
+        q_, k_, v_ = turned.chunk(3, 2)
 
         alpha = self.attend(self.to_q_attn_logits(q), mask)  # b h n
         p = k * pool_heads(alpha, q_.flatten(2)).reshape((b, 1, h, d))  # b n h d
-        p = p if self.pos_emb is None else add_pairs(p)
+        p = p if self.pos_emb is None else paddle.add(*pairs(p))
 
         beta = self.attend(self.to_k_attn_logits(p), mask)  # b h n
         u = v_ * pool_heads(beta, k_.flatten(2)).reshape((b, 1, h, d))  # b n h d
-        u = u if self.pos_emb is None else add_pairs(u)
+        u = u if self.pos_emb is None else paddle.add(*pairs(u))
         return self.to_out((self.to_r(u) + q).flatten(2))
 
     def attend(self, scores: Tensor, mask: Tensor | None) -> Tensor:  # b n h 1, b 1 n -> b h n
