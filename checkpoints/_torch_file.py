@@ -114,7 +114,7 @@ def checked_members(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfi
 
 
 def _member(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str) -> np.ndarray:
-    """The bytes of a member, uint8 [n], in memory of its own; zipfile checks the CRC."""
+    """The bytes of a member, uint8 [n], in memory of its own; at its end zipfile compares the checksum."""
     raw = np.empty(members[name].file_size, np.uint8)
     filled = 0
     with archive.open(members[name]) as stream:
@@ -124,7 +124,6 @@ def _member(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], na
                 raise CheckpointError(f"{name!r} ends too early; is the file truncated?")
             raw[filled : filled + chunk.size] = chunk
             filled += chunk.size
-        stream.read(1)  # at the end zipfile compares the checksum
     return raw
 
 

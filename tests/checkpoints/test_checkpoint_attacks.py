@@ -302,8 +302,26 @@ def test_pickle_bombs_do_not_go_off(tmp_path: Path, carrier: Save, name: str) ->
 @pytest.mark.parametrize("end", [b".", b"K\x01s."], ids=["value", "key"])
 def test_a_tuple_in_a_tuple_a_hundred_thousand_deep_is_refused(tmp_path: Path, carrier: Save, end: bytes) -> None:
     path = carrier(tmp_path / "a", b"\x80\x02" + b"}" * (len(end) > 1) + b")" + b"\x85" * 100_000 + end)
-    with pytest.raises(CheckpointError, match=path.name):
+    message = "refused: a dictionary key of type tuple" if len(end) > 1 else "holds a tuple, not a state dict"
+    with pytest.raises(CheckpointError, match=rf"{path.name}: {message}"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("long bytes", "ends too early: 2147483647 bytes are announced, 4 are left"),
+        ("longer bytes", "ends too early: 9223372036854775807 bytes are announced"),
+        ("long integer", "refused: an integer of 255 bytes"),
+        ("longer integer", "refused: pickle opcode LONG4"),
+        ("shape", r"an array of shape \[1099511627776\] and dtype float32 does not fit its bytes"),
+        ("same key", "the key 'w' stands twice"),
+        ("tuple key", "refused: a dictionary key of type tuple"),
+    ],
+)
+def test_a_bomb_is_told_by_what_is_wrong_with_it(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read(as_paddle(tmp_path / "a", BOMBS[name]))
 
 
 def test_an_endless_pickle_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -203,6 +204,26 @@ def test_arrays_pickled_in_any_order_are_read(tmp_path: Path, protocol: int) -> 
         assert np.array_equal(array, content[name])
         assert array.flags.c_contiguous
         assert array.dtype.isnative
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_archives_that_numpy_writes_are_read(tmp_path: Path, save: Callable[..., None]) -> None:
+    content = {
+        "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "swapped": np.arange(3, dtype=">i4"),
+        "scalar": np.array(3.5, np.float16),
+        "in/a/folder": np.arange(8)[::3],
+    }
+    save(tmp_path / "a.npz", **content)
+    found = read(tmp_path / "a.npz")
+    assert list(found) == list(content)
+    for name, array in found.items():
+        assert np.array_equal(array, content[name]), name
+        assert array.flags.c_contiguous
+        assert array.dtype.isnative
+    write(tmp_path / "b.npz", content)
+    with np.load(tmp_path / "b.npz", allow_pickle=False) as theirs:
+        assert {name: theirs[name].tolist() for name in theirs} == {name: a.tolist() for name, a in content.items()}
 
 
 def test_safetensors_agree_with_the_format_s_own_library(tmp_path: Path) -> None:
