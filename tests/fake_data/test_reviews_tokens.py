@@ -87,6 +87,10 @@ def test_ascii_kinds_are_those_of_the_expression():
     check([[f"a{char}b{char}{char} " * 700 for char in every if char != "\0"], every])
 
 
+def test_a_nul_is_a_character_like_others():
+    check([["! !\0 \0! a\0 a \0 \0\0 " * 400] * 6])
+
+
 def test_nothing_gives_nothing():
     for block in ([], [""], ["", " ", "\n"]):
         ids, counts = Indexer().index(block)
