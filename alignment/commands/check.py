@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -127,6 +128,8 @@ def command(
     if every and twin:
         raise AlignmentError(f"--all checks every twin: leave out {twin!r}, or leave out --all")
     names = list(TWINS) if every else [twin or DEFAULT_TWIN]
+    if json_file is not None:
+        _refuse_unwritable(json_file)
     reserve_threads(threads)
     twins = []
     for name in names:
@@ -151,6 +154,12 @@ def command(
     if not quiet:
         print_report(report, Console(highlight=False), verbose)
     return EXIT_STATUS[report.verdict]
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Before the work, not after it: a report that can't be written would be lost."""
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise AlignmentError(f"{path}: can't write a report there; name a file in a folder that exists and can be written to")
 
 
 def _run(twins: list[tuple[Twin, Options]], reprod_log: Path | None) -> Report:
