@@ -15,6 +15,7 @@ from alignment.errors import AlignmentError
 from alignment.faults import Fault, get_fault
 from alignment.frameworks import Framework, get_framework
 from alignment.inputs import make_batches
+from alignment.sizes import read_sizes
 from alignment.trace import Trace
 from alignment.twins import Twin
 from checkpoints import CheckpointError, Layout, Slot
@@ -189,10 +190,15 @@ def prepare(twin: Twin, options: Options) -> Experiment:
         raise AlignmentError(
             f"{twin.name} has no setting {', '.join(sorted(unknown))}; it has: {', '.join(twin.settings)}"
         )
+    given = None
+    if options.weights not in ("init", "random"):
+        given = checkpoints.read(Path(options.weights))
+        told, _ = read_sizes(twin, {name: value.shape for name, value in given.items()})
+        settings |= {name: size for name, size in told.items() if name not in options.settings}
     chosen = make_batches(
         twin,
         settings,
-        fixed=twin.vocabulary in options.settings,
+        fixed=given is not None or twin.vocabulary in options.settings,
         data=options.data,
         seed=options.seed,
         batch_size=options.batch_size,
@@ -228,7 +234,7 @@ def prepare(twin: Twin, options: Options) -> Experiment:
     for fault in faults:
         if fault.plant is not None and not fault.plant(candidate, experiment.build("candidate"), twin):
             raise _nothing_to_hit(fault, twin)
-    return replace(experiment, weights=_weight_sets(experiment))
+    return replace(experiment, weights=_weight_sets(experiment, given))
 
 
 def plant(experiment: Experiment, model: Any) -> None:
@@ -256,19 +262,17 @@ def _nothing_to_hit(fault: Fault, twin: Twin) -> AlignmentError:
     )
 
 
-def _weight_sets(experiment: Experiment) -> dict[str, State]:
+def _weight_sets(experiment: Experiment, given: State | None) -> dict[str, State]:
     framework, options = experiment.reference, experiment.options
     own = framework.read_state(experiment.reference_model)
     randomised = {"random": randomise(framework.slots(experiment.reference_model), own, options.seed)}
-    if options.weights == "random":
-        return randomised
-    if options.weights == "init":
-        return {"init": own, **randomised}
-    return {Path(options.weights).name: _from_file(experiment, Path(options.weights), own), **randomised}
+    if given is not None:
+        path = Path(options.weights)
+        return {path.name: _from_file(experiment, path, given, own), **randomised}
+    return randomised if options.weights == "random" else {"init": own, **randomised}
 
 
-def _from_file(experiment: Experiment, path: Path, own: State) -> State:
-    given = checkpoints.read(path)
+def _from_file(experiment: Experiment, path: Path, given: State, own: State) -> State:
     if path.suffix == ".pdparams" and experiment.layout is not None:
         given = checkpoints.convert(given, checkpoints.reverse(experiment.layout))
     problems = [f"missing {name}" for name in own if name not in given]

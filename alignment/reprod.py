@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from alignment.errors import AlignmentError
 from alignment.experiment import Case, Experiment
 from alignment.metrics import classification_metrics
-from alignment.stages import back
 from alignment.trace import Trace
+from checkpoints import undo
 
 Tensors = dict[str, NDArray]
 
@@ -82,7 +82,7 @@ def _parameters(experiment: Experiment, side: str) -> Tensors:
     if side == "reference":
         return state
     given = experiment.candidate_state(state)
-    return {move.source: back(given[move.target], move) for move in layout.moves}
+    return {move.source: undo(given[move.target], move) for move in layout.moves}
 
 
 def _records(trace: Trace, kind: str) -> Tensors:
@@ -97,7 +97,7 @@ def _gradients(experiment: Experiment, trace: Trace, side: str) -> Tensors:
     for record in trace.records:
         if record.kind in ("gradient", "update") and record.value is not None:
             move = moves.get(record.name)
-            value = record.value if move is None or side == "reference" else back(record.value, move)
+            value = record.value if move is None or side == "reference" else undo(record.value, move)
             label = record.name if move is None else move.source
             found[f"{label}.{record.kind}"] = value.astype(np.float32)
     return found

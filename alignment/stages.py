@@ -20,7 +20,7 @@ from alignment.initializers import compare_initializers
 from alignment.metrics import classification_metrics
 from alignment.report import StageResult, TensorResult
 from alignment.trace import Kind, Trace, widest
-from checkpoints import Move, Slot
+from checkpoints import Move, Slot, undo
 
 Progress = Callable[[], None]
 
@@ -221,7 +221,7 @@ def _after_conversion(experiment: Experiment) -> list[TensorResult]:
         experiment.candidate.load_state(candidate, experiment.candidate_state(state))
         ours, theirs = experiment.reference.read_state(reference), experiment.candidate.read_state(candidate)
         for move in layout.moves:
-            comparison = bitwise(ours[move.source], back(theirs[move.target], move))
+            comparison = bitwise(ours[move.source], undo(theirs[move.target], move))
             found.append(_result(slots[move.source].role, move.source, move.target, comparison, name))
     return merge(found)
 
@@ -243,7 +243,7 @@ def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
         for seed in range(seeds):
             state = framework.read_state(experiment.build(side, seed=1 + seed))
             for move in moves:
-                value = state[move.source] if side == "reference" else back(state[move.target], move)
+                value = state[move.source] if side == "reference" else undo(state[move.target], move)
                 drawn[side].setdefault(move.source, []).append(value)
     found = []
     for move in moves:
@@ -408,7 +408,7 @@ def _both(kind: Kind, move: Move, case: Case) -> tuple[list[NDArray | None], lis
     """Float32 and float64 values of the reference, and of the candidate in the reference's layout."""
     ours = [trace.get(kind, move.source) for trace in (case.reference32, case.reference64)]
     theirs = [trace.get(kind, move.target) for trace in (case.candidate32, case.candidate64)]
-    return ours, [value if value is None or value.shape != move.shape_to else back(value, move) for value in theirs]
+    return ours, [value if value is None or value.shape != move.shape_to else undo(value, move) for value in theirs]
 
 
 def _judge_update(move: Move, case: Case, scale: float) -> _Measured:
@@ -474,11 +474,6 @@ def _owner(parameter: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- tools
-
-
-def back(value: NDArray, move: Move) -> NDArray:
-    """One of the candidate's tensors in the reference's layout."""
-    return value.T if move.operation == "transpose" else value.reshape(move.shape_from)
 
 
 def _measured(case: Case, record: str, reference: str | None, candidate: str | None, pair: Pair) -> _Measured:

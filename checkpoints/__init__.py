@@ -5,7 +5,8 @@
 """
 
 from checkpoints._dtypes import RAW16
-from checkpoints.convert import Proof, as_stored, convert, convert_proved, plan, retype, reverse
+from checkpoints._files import write_aside
+from checkpoints.convert import Proof, as_stored, convert, convert_proved, plan, retype, reverse, undo
 from checkpoints.errors import CheckpointError
 from checkpoints.formats import FRAMEWORK_OF, Checkpoint, check_destination, read, read_checkpoint, write
 from checkpoints.layout_file import Extra, Layout, Move
@@ -33,5 +34,7 @@ __all__ = [
     "read_checkpoint",
     "retype",
     "reverse",
+    "undo",
     "write",
+    "write_aside",
 ]

@@ -228,6 +228,11 @@ def convert_proved(tensors: Mapping[str, np.ndarray], layout: Layout) -> tuple[d
     )
 
 
+def undo(array: np.ndarray, move: Move) -> np.ndarray:
+    """One of the target's tensors (a weight, or its gradient) in the source's layout."""
+    return _apply(array, _undo(move))
+
+
 def reverse(layout: Layout) -> Layout:
     """The way back. CheckpointError where `layout` drops tensors that nothing could restore."""
     lost = [f"{extra.name}: {extra.reason}; it can't be restored" for extra in layout.dropped if not extra.restored]

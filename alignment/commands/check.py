@@ -20,7 +20,7 @@ from alignment.report import Report
 from alignment.twins import DEFAULT_TWIN, TWINS, Twin, get_twin, parse_settings
 from alignment.views.json import to_json
 from alignment.views.terminal import print_report
-from checkpoints._files import write_aside
+from checkpoints import write_aside
 
 EXIT_STATUS = {"aligned": 0, "diverged": 1, "inconclusive": 2}
 
@@ -159,7 +159,9 @@ def command(
 def _refuse_unwritable(path: Path) -> None:
     """Before the work, not after it: a report that can't be written would be lost."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise AlignmentError(f"{path}: can't write a report there; name a file in a folder that exists and can be written to")
+        raise AlignmentError(
+            f"{path}: can't write a report there; name a file in a folder that exists and can be written to"
+        )
 
 
 def _run(twins: list[tuple[Twin, Options]], reprod_log: Path | None) -> Report:

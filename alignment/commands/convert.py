@@ -16,6 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from alignment.frameworks import Framework, get_framework
+from alignment.sizes import read_sizes
 from alignment.twins import Twin, get_twin, parse_settings
 from checkpoints import (
     FRAMEWORK_OF,
@@ -209,76 +210,6 @@ def _models_agree(live: _Live, layout: Layout, tensors: Tensors, converted: Tens
     return True
 
 
-# ---- sizes that can be read off a checkpoint -----------------------------------------------------------------------
-# Each reads the shapes of embeddings and biases and the number of elements, which are the same in every framework.
-
-
-class _Shapes:
-    """Shapes by tensor name; a name that isn't there is remembered for the message."""
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.shapes = shapes
-
-    def size(self, name: str, axis: int = 0) -> int:
-        if name not in self.shapes or axis >= len(self.shapes[name]):
-            raise LookupError(name)
-        return self.shapes[name][axis]
-
-    def count(self, prefix: str) -> int:
-        """How many numbered children `prefix` has."""
-        found = {name.removeprefix(prefix).partition(".")[0] for name in self.shapes if name.startswith(prefix)}
-        return sum(child.isdigit() for child in found)
-
-
-_Sizes = dict[str, Callable[[_Shapes], Any]]
-
-
-def _fast_transformer(prefix: str) -> _Sizes:
-    attention, feed_forward = f"{prefix}layers.0.0.fn.", f"{prefix}layers.0.1.fn."
-
-    def heads(s: _Shapes) -> int:
-        width = int(np.prod(s.shapes.get(attention + "to_qkv.weight", (0,)))) // s.size(f"{prefix}token_emb.weight", 1)
-        if not width:
-            raise LookupError(attention + "to_qkv.weight")
-        return width // (3 * s.size(attention + "to_r.bias"))
-
-    sizes: _Sizes = {
-        "num_tokens": lambda s: s.size(f"{prefix}token_emb.weight"),
-        "dim": lambda s: s.size(f"{prefix}token_emb.weight", 1),
-        "depth": lambda s: s.count(f"{prefix}layers."),
-        "heads": heads,
-        "dim_head": lambda s: s.size(attention + "to_r.bias"),
-        "ff_mult": lambda s: s.size(feed_forward + "0.bias") // s.size(f"{prefix}token_emb.weight", 1),
-        "absolute_pos_emb": lambda s: f"{prefix}abs_pos_emb.weight" in s.shapes,
-        # Rotary positions keep nothing of this length, so any will do for the layout.
-        "max_seq_len": lambda s: s.shapes.get(f"{prefix}abs_pos_emb.weight", (1,))[0],
-    }
-    return sizes
-
-
-SIZES: dict[str, _Sizes] = {
-    "fastformer-classifier": {
-        "vocab_size": lambda s: s.size("word_embedding.weight"),
-        "hidden_size": lambda s: s.size("word_embedding.weight", 1),
-        "num_classes": lambda s: s.size("dense_linear.bias"),
-        "max_position_embeddings": lambda s: s.size("fastformer_model.position_embeddings.weight"),
-        "num_hidden_layers": lambda s: s.count("fastformer_model.encoders."),
-        "num_attention_heads": lambda s: s.size("fastformer_model.encoders.0.attention.self.query_att.bias"),
-        "intermediate_size": lambda s: s.size("fastformer_model.encoders.0.intermediate.dense.bias"),
-        "pooler_count": lambda s: s.count("fastformer_model.poolers."),
-    },
-    "fast-transformer": _fast_transformer(""),
-    "fast-transformer-classifier": _fast_transformer("fastformer_model.")
-    | {"num_classes": lambda s: s.size("dense_linear.bias")},
-    "fastformer-text-classifier": {
-        "vocab_size": lambda s: s.size("embedding.weight"),
-        "embed": lambda s: s.size("embedding.weight", 1),
-        "num_classes": lambda s: s.size("fc.bias"),
-        "num_attention_heads": lambda s: s.size("query_att.bias"),
-    },
-}
-
-
 def _settings(
     twin: Twin, assignments: tuple[str, ...], tensors: Tensors, names: NameMap | None, source: Path
 ) -> dict[str, Any]:
@@ -286,23 +217,17 @@ def _settings(
     settings = parse_settings(twin, assignments)
     given = {assignment.partition("=")[0].strip() for assignment in assignments}
     renamed = {name: names.rename(name) if names else None for name in tensors}
-    shapes = _Shapes({(new.name if new else name): tensors[name].shape for name, new in renamed.items()})
-    unknown: dict[str, str] = {}
-    for setting, tell in SIZES.get(twin.name, {}).items():
-        if setting in given:
-            continue
-        try:
-            settings[setting] = tell(shapes)
-        except (LookupError, ZeroDivisionError) as error:
-            unknown[setting] = str(error).strip("'")
+    told, lacking = read_sizes(
+        twin, {(new.name if new else name): tensors[name].shape for name, new in renamed.items()}
+    )
+    unknown = {setting: name for setting, name in lacking.items() if setting not in given}
     if unknown:
         options = " ".join(f"--set {setting}=VALUE" for setting in unknown)
-        lacking = ", ".join(sorted(set(unknown.values())))
         raise CheckpointError(
-            f"{source}: does not tell all sizes of {twin.name} (it has no {lacking}).\n"
+            f"{source}: does not tell all sizes of {twin.name} (it has no {', '.join(sorted(set(unknown.values())))}).\n"
             f"  Give {options}, or --names FILE if its tensors have other names."
         )
-    return settings
+    return settings | {setting: size for setting, size in told.items() if setting not in given}
 
 
 # ---- what the user sees --------------------------------------------------------------------------------------------

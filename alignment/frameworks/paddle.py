@@ -22,6 +22,7 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
 from alignment.errors import AlignmentError
 from alignment.frameworks import ModuleInfo
 from alignment.trace import Kind, Record, Trace
+from checkpoints.layouts import KINDS
 from checkpoints.structure import Slot
 
 nn = paddle.nn
@@ -86,13 +87,14 @@ def slots(model: Any) -> tuple[Slot, ...]:
 
 
 def layer_kind(layer: Any) -> str:
-    """Class name of the nearest Paddle layer a layer derives from; its own class name when there is none."""
-    for base in type(layer).__mro__:
-        if base.__module__.startswith("paddle.compat"):
-            return f"compat.{base.__name__}"
-        if base.__module__.startswith("paddle.nn") and base is not nn.Layer:
-            return str(base.__name__)
-    return type(layer).__name__
+    """Class name of the nearest base that the layout table knows, else of the nearest Paddle layer, else its own."""
+    bases = [
+        f"compat.{base.__name__}" if base.__module__.startswith("paddle.compat") else base.__name__
+        for base in type(layer).__mro__
+        if base.__module__.startswith(("paddle.nn", "paddle.compat"))
+    ]
+    known = (base for base in bases if base in KINDS[name])
+    return next(known, next((base for base in bases if base != "Layer"), type(layer).__name__))
 
 
 def modules(model: Any) -> tuple[ModuleInfo, ...]:

@@ -16,6 +16,7 @@ from torch import nn
 from alignment.errors import AlignmentError
 from alignment.frameworks import ModuleInfo
 from alignment.trace import Kind, Record, Trace
+from checkpoints.layouts import KINDS
 from checkpoints.structure import Slot
 
 name = "torch"
@@ -76,11 +77,10 @@ def slots(model: nn.Module) -> tuple[Slot, ...]:
 
 
 def layer_kind(module: nn.Module) -> str:
-    """Class name of the nearest torch layer a module derives from; its own class name when there is none."""
-    for base in type(module).__mro__:
-        if base.__module__.startswith("torch.nn") and base is not nn.Module:
-            return base.__name__
-    return type(module).__name__
+    """Class name of the nearest base that the layout table knows, else of the nearest torch layer, else its own."""
+    bases = [base.__name__ for base in type(module).__mro__ if base.__module__.startswith("torch.nn")]
+    known = (base for base in bases if base in KINDS[name])
+    return next(known, next((base for base in bases if base != "Module"), type(module).__name__))
 
 
 def modules(model: nn.Module) -> tuple[ModuleInfo, ...]:
