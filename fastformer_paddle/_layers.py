@@ -57,10 +57,11 @@ class LayerNorm(nn.LayerNorm):
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """The mean over the batch, exact: on a CPU Paddle's own takes no probability to be below exp(-64)."""
+    """Cross entropy, exact: on a CPU Paddle's own takes no probability to be below exp(-64)."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:  # b c, b -> []
-        return (logits.logsumexp(-1) - logits.take_along_axis(targets[:, None], 1)[:, 0]).mean()
+        losses = logits.logsumexp(-1) - logits.take_along_axis(targets[:, None], 1)[:, 0]
+        return losses if self.reduction == "none" else getattr(losses, self.reduction)()
 
 
 def pool_heads(weights: Tensor, x: Tensor) -> Tensor:
