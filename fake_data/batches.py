@@ -75,17 +75,12 @@ def adversarial_batches(spec: InputSpec, *, seed: int, batch_size: int, length: 
 def _make(
     spec: InputSpec, seed: int, name: str, lengths: np.ndarray, length: int, make_ids: IdMaker | None = None
 ) -> Batch:
-    """The batch whose row b has lengths[b] real tokens."""
+    """The batch whose row b has lengths[b] real tokens; as real ids are never padding, that is what its masks say, too."""
     arrays: dict[str, np.ndarray] = {}
     size = partial(_resolve, batch_size=len(lengths), length=length)
     for field_name, field in spec.fields.items():
         raw = Raw(seed, "batch", name, field_name)
         arrays[field_name] = _values(field, raw, size(field.shape), lengths, make_ids or _random_ids)
-    for field_name, mask in spec.masks():
-        if mask.of is not None:
-            ids = spec.fields[mask.of]
-            assert isinstance(ids, Ids)
-            arrays[field_name] = arrays[mask.of] != ids.padding
     targets = arrays.pop(TARGETS, None)
     return Batch(name, arrays, targets)
 

@@ -149,6 +149,8 @@ def test_every_batch_keeps_its_declaration(spec: InputSpec, seed: int, batch_siz
     assert hard["length-1"].inputs["ids"].shape[token_axis] == 1
     assert hard["longest"].inputs["ids"].shape[token_axis] == spec.max_length
     assert hard["longest"].inputs["ids"].shape[ids.shape.index("B")] <= 2
+    if ids.padding is not None:
+        assert (np.take(hard["longest"].inputs["ids"], 0, axis=ids.shape.index("B")) != ids.padding).all()
     assert len(np.unique(hard["same-token"].inputs["ids"])) == 1
 
 

@@ -193,7 +193,8 @@ def test_a_damaged_file_of_reviews_is_named(tmp_path: Path, name: str):
     save_reviews(tmp_path, encode_reviews(synthetic_reviews(20, 0), length=16))
     assert len(load_reviews(tmp_path).labels) == 20
     content = (tmp_path / name).read_bytes()
-    for damaged in (content[:-3], content[: len(content) // 3], b""):
+    changed = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+    for damaged in (content[:-3], content[: len(content) // 3], b"", *([] if name == "manifest.json" else [changed])):
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(DataError, match=name):
             load_reviews(tmp_path)

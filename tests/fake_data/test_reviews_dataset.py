@@ -23,6 +23,7 @@ from fake_data.amazon import (
     balanced_split,
     encode_reviews,
     random_split,
+    reader,
     review_batch,
     synthetic_reviews,
     tokenise_reviews,
@@ -69,7 +70,9 @@ def test_a_selection_has_the_vocabulary_of_just_its_reviews(texts, length, min_c
     rows = [{"reviewText": text, "overall": 1 + index % 5} for index, text in enumerate(texts)]
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), unique=True, min_size=1))
     options = {"length": length, "min_count": min_count, "max_size": max_size, "order": order}
-    found = tokenise_reviews(rows).encode(np.array(chosen), **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "ROWS_A_BLOCK", data.draw(st.integers(1, 4)))  # several parts
+        found = tokenise_reviews(rows).encode(np.array(chosen), **options)
 
     tokens = {row: re.findall(r"\w+|[^\w\s]+", texts[row].lower()) for row in sorted(chosen)}
     counts = collections.Counter(token for row in tokens.values() for token in row)  # in order of first appearance
@@ -167,6 +170,7 @@ def test_written_reviews_are_the_same_bytes_each_time(tmp_path: Path):
     for name in ("a.json.gz", "b.json.gz", "c.json"):
         write_synthetic(tmp_path / name, 300, 2, progress=lambda *step: done.append(step))
     assert (tmp_path / "a.json.gz").read_bytes() == (tmp_path / "b.json.gz").read_bytes()
+    assert (tmp_path / "a.json.gz").read_bytes()[3:8] == bytes(5)  # no name, no time
     content = (tmp_path / "c.json").read_bytes()
     assert gzip.decompress((tmp_path / "a.json.gz").read_bytes()) == content
     assert [json.loads(line) for line in content.splitlines()] == list(synthetic_reviews(300, 2))
