@@ -67,7 +67,7 @@ class Pair:
     truth32: what the candidate's float32 value should be, where that is not the reference's float64 value (an optimizer
         step is judged given its own gradient); `reference_truth32` likewise for the reference.
     scale: magnitude of the terms whose sum or difference the value is, where that is known to be larger than the value: in
-        float64 the largest gradient of the case, for a gradient; the weights, for an update.
+        float64 the largest gradient of the case, for a gradient; the weights or the learning rate, for an update.
     scale32: the same for float32, where it is known so well that it may excuse an error.
     summands: how many terms the value sums beyond a matrix product (gradients: rows of the batch); a sequential sum's
         rounding grows with its square root.

@@ -390,7 +390,7 @@ def _judge_gradients(experiment: Experiment, case: Case) -> Iterable[_Measured]:
     weights = experiment.weights[case.weights]
     for move in sorted(moves, key=lambda move: order.get(_owner(move.source), -1)):
         yield _judge_gradient(move, case, scale, rows)
-        yield _judge_update(move, case, widest([weights[move.source]]))
+        yield _judge_update(move, case, max(LEARNING_RATE, widest([weights[move.source]])))
 
 
 def _judge_gradient(move: Move, case: Case, scale: float, rows: int) -> _Measured:

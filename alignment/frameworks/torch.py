@@ -127,7 +127,9 @@ def run(
     handles = [*_record_outputs(model, records)]
     try:
         with torch.set_grad_enabled(backward):
-            logits, value = _forward(model, [_tensor(array) for array in inputs.values()], targets, loss)
+            device = next(iter(parameters.values())).device
+            labels = None if targets is None else _tensor(targets).to(device)
+            logits, value = _forward(model, [_tensor(array).to(device) for array in inputs.values()], labels, loss)
     finally:
         for handle in handles:
             handle.remove()
@@ -146,11 +148,10 @@ def run(
 
 
 def _forward(
-    model: nn.Module, inputs: list[torch.Tensor], targets: NDArray | None, loss: str
+    model: nn.Module, inputs: list[torch.Tensor], labels: torch.Tensor | None, loss: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    if targets is None:
+    if labels is None:
         return model(*inputs), None
-    labels = _tensor(targets)
     if loss == "model":
         value, logits = model(*inputs, labels)
         return logits, value
