@@ -1,12 +1,15 @@
-"""Batches as files: one safetensors file each, and a manifest that says what must be in them."""
+"""Batches as files: one safetensors or .npz file each, and a manifest that says what must be in them."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
-from collections.abc import Iterable
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError
@@ -21,8 +24,14 @@ SCHEMA, VERSION = "fake_data.batches", 1
 MANIFEST = "manifest.json"
 
 
-def save_batches(folder: str | Path, batches: Iterable[Batch], spec: InputSpec, seed: int) -> Path:
-    """Write NAME.safetensors for each batch and manifest.json, which is written last; returns the manifest's path.
+Form = Literal["safetensors", "npz"]
+
+
+def save_batches(
+    folder: str | Path, batches: Iterable[Batch], spec: InputSpec, seed: int, form: Form = "safetensors"
+) -> Path:
+    """Write NAME.safetensors (or NAME.npz, by `form`) for each batch and manifest.json, which is written last; returns
+    the manifest's path.
 
     The manifest holds the schema's version, the seed, the spec, and of each file and array the SHA-256, dtype and
     shape. The same batches give the same bytes. Raises DataError when two batches share a name, a name can't be a
@@ -42,8 +51,8 @@ def save_batches(folder: str | Path, batches: Iterable[Batch], spec: InputSpec, 
             if TARGETS in arrays:
                 raise DataError(f'batch "{batch.name}" has an input named "targets" beside its targets')
             arrays[TARGETS] = np.ascontiguousarray(batch.targets)
-        content = save(arrays)
-        file = f"{batch.name}.safetensors"
+        content = _npz(arrays) if form == "npz" else save(arrays)
+        file = f"{batch.name}.{form}"
         _files.write(folder / file, content)
         facts = [{"name": name, **_files.array_facts(array)} for name, array in arrays.items()]
         has_targets = batch.targets is not None
@@ -73,10 +82,11 @@ def load_batches(path: str | Path) -> tuple[Batch, ...]:
 def _load(folder: Path, entry: dict[str, Any]) -> Batch:
     file = _files.inside(folder, entry["file"])
     content = _files.read(file)
+    form = file.suffix.removeprefix(".")
     try:
-        arrays = load(content)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{file} is cut or no safetensors file ({error}); write the folder again") from None
+        arrays = _from_npz(content) if form == "npz" else load(content)
+    except (SafetensorError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{file} is cut or no {form} file ({error}); write the folder again") from None
     inputs = {}
     for facts in entry["arrays"]:
         name = facts["name"]
@@ -88,3 +98,18 @@ def _load(folder: Path, entry: dict[str, Any]) -> Batch:
         raise DataError(f"{file} was changed outside its arrays; write the folder again")
     targets = inputs.pop(TARGETS) if entry["targets"] else None
     return Batch(entry["name"], inputs, targets)
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """As `numpy.savez` writes it, but for the time of writing: the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _from_npz(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return dict(archive)

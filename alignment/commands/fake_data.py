@@ -15,6 +15,7 @@ from alignment.errors import AlignmentError
 from alignment.twins import DEFAULT_TWIN, get_twin, parse_settings
 from fake_data import adversarial_batches, make_batch, save_batches
 from fake_data.amazon import balanced_split, random_split, save_reviews, tokenise_reviews, write_synthetic
+from fake_data.saved import Form
 
 # A bar appears only for what takes longer than this.
 PATIENCE_SECONDS = 2.0
@@ -42,13 +43,28 @@ def command() -> None:
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A size or other setting of the twin.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Rows of a batch.")
 @click.option("--length", type=click.IntRange(1), help="Tokens of a row  [default: 64, or the model's longest if less]")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["safetensors", "npz"]),
+    default="safetensors",
+    show_default=True,
+    help="Of the files.",
+)
 @FORCE
 def batches(
-    out: Path, seed: int, name: str, assignments: tuple[str, ...], batch_size: int, length: int | None, force: bool
+    out: Path,
+    seed: int,
+    name: str,
+    assignments: tuple[str, ...],
+    batch_size: int,
+    length: int | None,
+    form: Form,
+    force: bool,
 ) -> None:
     """Write a random batch of a twin's inputs, and the batches on which ports go wrong.
 
-    One safetensors file each, and manifest.json with seed, shapes and hashes.
+    One file each, and manifest.json with seed, shapes and hashes.
     """
     _refuse_overwriting(out / "manifest.json", force)
     twin = get_twin(name)
@@ -58,7 +74,7 @@ def batches(
         make_batch(spec, seed=seed, batch_size=batch_size, length=length),
         *adversarial_batches(spec, seed=seed, batch_size=batch_size, length=length),
     ]
-    save_batches(out, made, spec, seed)
+    save_batches(out, made, spec, seed, form)
     for batch in made:
         shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in batch.inputs.items())
         click.echo(f"{batch.name:14} {shapes}")

@@ -41,8 +41,10 @@ def batches() -> list[Batch]:
     return [make_batch(SPEC, **sizes), *adversarial_batches(SPEC, **sizes)]
 
 
-def test_batches_come_back_in_forward_order(tmp_path: Path):
-    manifest = save_batches(tmp_path / "out", batches(), SPEC, 5)
+@pytest.mark.parametrize("form", ["safetensors", "npz"])
+def test_batches_come_back_in_forward_order(tmp_path: Path, form: str):
+    manifest = save_batches(tmp_path / "out", batches(), SPEC, 5, form)
+    assert (tmp_path / "out" / f"random.{form}").exists()
     for path in (tmp_path / "out", manifest, str(manifest)):
         for old, new in zip(batches(), load_batches(path), strict=True):
             assert old.name == new.name
@@ -53,9 +55,10 @@ def test_batches_come_back_in_forward_order(tmp_path: Path):
             assert np.array_equal(old.targets, new.targets)
 
 
-def test_the_same_batches_give_the_same_bytes(tmp_path: Path):
+@pytest.mark.parametrize("form", ["safetensors", "npz"])
+def test_the_same_batches_give_the_same_bytes(tmp_path: Path, form: str):
     for folder in ("one", "two"):
-        save_batches(tmp_path / folder, batches(), SPEC, 5)
+        save_batches(tmp_path / folder, batches(), SPEC, 5, form)
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / f).iterdir()} for f in ("one", "two"))
     assert one == two
     assert len(one) == 8
@@ -64,6 +67,19 @@ def test_the_same_batches_give_the_same_bytes(tmp_path: Path):
         "shape": ["B", "N"],
         "of": "z_ids",
     }
+
+
+def test_a_cut_or_changed_npz_is_named(tmp_path: Path):
+    save_batches(tmp_path, batches(), SPEC, 5, "npz")
+    file = tmp_path / "random.npz"
+    content = file.read_bytes()
+    for spoiled in (content[: len(content) // 2], b"", content[:200] + b"?" + content[201:], content + b" "):
+        file.write_bytes(spoiled)
+        with pytest.raises(DataError, match=r"random\.npz"):
+            load_batches(tmp_path)
+    file.write_bytes(content)
+    with np.load(file) as archive:
+        assert archive["a_floats"].shape[0] == 3
 
 
 def test_a_batch_without_targets_comes_back_without(tmp_path: Path):
