@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
+from functools import partial
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from alignment.check import check, merge_reports
 from alignment.config import read_config
@@ -19,14 +18,11 @@ from alignment.frameworks import reserve_threads
 from alignment.report import Report
 from alignment.twins import DEFAULT_TWIN, TWINS, Twin, get_twin, parse_settings
 from alignment.views.json import to_json
+from alignment.views.progress import progress
 from alignment.views.terminal import print_report
 from checkpoints import write_aside
 
 EXIT_STATUS = {"aligned": 0, "diverged": 1, "inconclusive": 2}
-
-
-# A bar appears only for what takes longer than this.
-PATIENCE_SECONDS = 2.0
 
 
 def _configure(context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -166,27 +162,9 @@ def _refuse_unwritable(path: Path) -> None:
 
 def _run(twins: list[tuple[Twin, Options]], reprod_log: Path | None) -> Report:
     reports = []
-    start = time.perf_counter()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    try:
+    with progress("preparing") as show:
         for twin, options in twins:
-            task = bar.add_task(twin.name, total=None)
-
-            def advance(done: int, total: int, task: TaskID = task) -> None:
-                bar.update(task, completed=done, total=total)
-                if time.perf_counter() - start > PATIENCE_SECONDS:
-                    bar.start()
-
+            show(f"{twin.name}: preparing")
             folder = reprod_log / twin.name if reprod_log is not None and len(twins) > 1 else reprod_log
-            reports.append(check(twin, options, advance, folder))
-            bar.remove_task(task)
-    finally:
-        bar.stop()
+            reports.append(check(twin, options, partial(show, twin.name), folder))
     return merge_reports(reports)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,12 @@ from typing import Any
 import click
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from alignment.frameworks import Framework, get_framework
 from alignment.sizes import read_sizes
 from alignment.twins import Twin, get_twin, parse_settings
+from alignment.views.progress import progress
 from checkpoints import (
     FRAMEWORK_OF,
     RAW16,
@@ -36,10 +34,7 @@ from checkpoints import (
     write,
 )
 
-PROGRESS_AFTER = 2.0  # seconds
-
 Tensors = Mapping[str, np.ndarray]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def command(
         raise click.UsageError("--set and --names go with --twin; a layout file already says all they could.")
     _check_outputs(source, destination, save_layout, force)
 
-    with _progress() as say:
+    with progress("converting") as say:
         say(f"reading {source}")
         checkpoint = read_checkpoint(source, entry)
         tensors = checkpoint.tensors
@@ -231,24 +226,6 @@ def _settings(
 
 
 # ---- what the user sees --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress() -> Iterator[Say]:
-    """A spinner with the current step on standard error, for what takes longer than two seconds."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with_bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = with_bar.add_task("", total=None)
-    timer = threading.Timer(PROGRESS_AFTER, with_bar.start)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield lambda step: with_bar.update(task, description=step)
-    finally:
-        timer.cancel()
-        timer.join()
-        with_bar.stop()
 
 
 def _summarise(

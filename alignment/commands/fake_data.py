@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
 from alignment.errors import AlignmentError
 from alignment.twins import DEFAULT_TWIN, get_twin, parse_settings
+from alignment.views.progress import progress
 from fake_data import adversarial_batches, make_batch, save_batches
 from fake_data.amazon import balanced_split, random_split, save_reviews, tokenise_reviews, write_synthetic
 from fake_data.saved import Form
 
-# A bar appears only for what takes longer than this.
-PATIENCE_SECONDS = 2.0
 SHOWN_BAD_LINES = 5
 DEFAULT_LENGTH = 64
 
@@ -95,8 +90,8 @@ def batches(
 def synthetic(count: int, out: Path, seed: int, force: bool) -> None:
     """Write made-up reviews in the published format, one JSON object a line."""
     _refuse_overwriting(out, force)
-    with _bar("writing reviews") as progress:
-        write_synthetic(out, count, seed, progress=progress)
+    with progress("writing reviews") as show:
+        write_synthetic(out, count, seed, progress=partial(show, "writing reviews"))
     click.echo(f"{count:,} reviews, seed {seed}: {out}")
 
 
@@ -137,8 +132,11 @@ def amazon(
     FILE holds JSON lines or Python dict literals, gzip or plain.
     """
     _refuse_overwriting(out / "manifest.json", force)
-    with _bar(f"reading {file.name}") as progress:
-        tokenised = tokenise_reviews(file, strict=strict, allow_truncated=allow_truncated, progress=progress)
+    reading = f"reading {file.name}"
+    with progress(reading) as show:
+        tokenised = tokenise_reviews(
+            file, strict=strict, allow_truncated=allow_truncated, progress=partial(show, reading)
+        )
     split = (
         balanced_split(tokenised.labels, seed=seed) if kind == "balanced" else random_split(len(tokenised), seed=seed)
     )
@@ -162,18 +160,3 @@ def amazon(
 def _refuse_overwriting(path: Path, force: bool) -> None:
     if path.exists() and not force:
         raise AlignmentError(f"{path} exists; use --force to replace it, or another --out")
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error that appears after two seconds and leaves nothing behind."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, visible=False)
-        started = time.monotonic()
-
-        def show(done: int, total: int) -> None:
-            visible = time.monotonic() - started > PATIENCE_SECONDS
-            bar.update(task, completed=done, total=total, visible=visible)
-
-        yield show

@@ -19,6 +19,9 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
     warnings.simplefilter("ignore")
     import paddle
 
+    # Its handlers print a C++ stack for signals that Python and the command line deal with themselves.
+    paddle.disable_signal_handler()
+
 from alignment.errors import AlignmentError
 from alignment.frameworks import ModuleInfo
 from alignment.trace import Kind, Record, Trace
