@@ -148,8 +148,8 @@ def run(
 ) -> Trace:
     """One recorded run; see `alignment.frameworks.Framework`."""
     records: list[Record] = []
-    model.clear_gradients(set_to_zero=False)
     parameters = dict(model.named_parameters())
+    _clear_gradients(parameters)
     dtype = _dtype(next(iter(parameters.values())))
     handles = [*_record_outputs(model, records)]
     try:
@@ -168,8 +168,14 @@ def run(
         records += [_gradient(full, parameter) for full, parameter in parameters.items()]
         if learning_rate is not None:
             records += _adam_step(parameters, learning_rate)
-        model.clear_gradients(set_to_zero=False)
+        _clear_gradients(parameters)
     return Trace(name, dtype, tuple(records))
+
+
+def _clear_gradients(parameters: Mapping[str, Any]) -> None:
+    """Gone, not zero: Paddle's `clear_grad` leaves zeros, which could not be told from an unused parameter's."""
+    for parameter in parameters.values():
+        parameter.clear_gradient(set_to_zero=False)
 
 
 def _forward(model: Any, inputs: list[Any], targets: NDArray | None, loss: str) -> tuple[Any, Any | None]:
