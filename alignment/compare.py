@@ -47,7 +47,7 @@ class Tolerance:
 
     semantics_margin: float = 1e4
     precision_ratio: float = 10.0
-    floor_ulps: float = 4.0
+    floor_ulps: float = 16.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -18,7 +18,8 @@ class TensorResult:
     record: what was compared: module, parameter, buffer, initializer, activation, logits, loss, metric, gradient, update.
     reference_name, candidate_name: each side's own name; None where that side has no such tensor.
     max_abs, rel_l2, worst_index: of the difference, in the dtype named by `dtype`. allowed: the largest `seen` that would
-    still be aligned, `seen` being max_abs in float64 (semantics) or the RMS error in float32 (precision).
+    still be aligned, `seen` being max_abs in float64 (semantics), the RMS error in float32 (precision), or -log10 of the
+    p-value (initializers).
     error_ratio: RMS float32 error of the candidate over the reference's, both against the float64 truth.
     weights, batch: where the worst was seen. comparisons: how many there were.
     strain: seen over allowed; 1 is the limit.
