@@ -186,12 +186,14 @@ def measure(pair: Pair, tolerance: Tolerance) -> Comparison:
             0.0,
             0.0,
         )
-    finite = np.isfinite(truth)
-    if not finite.all():
-        return _non_finite(pair, finite)
+    for dtype, values in (("float64", truth), ("float32", pair.reference32)):
+        finite = np.isfinite(values)
+        if not finite.all():
+            return _non_finite(pair, finite, dtype)
 
     reference_truth = truth if pair.reference_truth32 is None else pair.reference_truth32
-    errors = [np.abs(_wide(run) - reference_truth) for run in (pair.reference32, *pair.noise)]
+    runs = (pair.reference32, *(run for run in pair.noise if np.isfinite(run).all()))
+    errors = [np.abs(_wide(run) - reference_truth) for run in runs]
     noise_max = max(float(error.max()) for error in errors)
     size = float(np.abs(truth).max())
     difference = np.abs(_wide(pair.candidate64) - truth)
@@ -359,15 +361,15 @@ def _exact(pair: Pair) -> Comparison:
     )
 
 
-def _non_finite(pair: Pair, finite: NDArray[np.bool_]) -> Comparison:
+def _non_finite(pair: Pair, finite: NDArray[np.bool_], dtype: str) -> Comparison:
     assert pair.reference64 is not None
     count = int((~finite).sum())
     where = tuple(int(i) for i in np.argwhere(~finite)[0])
     reason = (
-        f"both sides are NaN or infinite at the same {count} of {finite.size} positions (first at {list(where)}): "
+        f"both sides are NaN or infinite in {dtype} at the same {count} of {finite.size} positions (first at {list(where)}): "
         "no evidence there; mend the reference or the input first"
     )
-    return Comparison("inconclusive", "metadata", reason, pair.reference64.shape, "float64", worst_index=where)
+    return Comparison("inconclusive", "metadata", reason, pair.reference64.shape, dtype, worst_index=where)
 
 
 def _semantics_reason(

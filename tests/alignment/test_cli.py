@@ -218,7 +218,9 @@ def test_options_from_a_configuration_file(capsys, tmp_path, small_arguments) ->
 
 
 def test_configuration_is_read_from_pyproject_too(tmp_path) -> None:
-    (tmp_path / "pyproject.toml").write_text("[tool.alignment]\nset = {dim = 32, absolute_pos_emb = false}\n[tool.x]\ny = 1\n")
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.alignment]\nset = {dim = 32, absolute_pos_emb = false}\n[tool.x]\ny = 1\n"
+    )
     assert read_config(None, {"set"}) == {"set": ["dim=32", "absolute_pos_emb=false"]}
     (tmp_path / "pyproject.toml").write_text("[tool.alignment\n")
     with pytest.raises(AlignmentError, match=r"pyproject\.toml"):

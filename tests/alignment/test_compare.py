@@ -163,6 +163,25 @@ def test_the_same_nan_on_both_sides_proves_nothing() -> None:
     assert compare(Pair(**values)).verdict == "inconclusive"
 
 
+def test_float32_overflow_on_both_sides_excuses_nothing() -> None:
+    pair = right_pair(0)
+    values = {}
+    for field in ("reference32", "candidate32"):
+        values[field] = getattr(pair, field).copy()
+        values[field][0, 0] = math.inf
+    assert pair.candidate64 is not None
+    assert compare(replace(pair, **values)).verdict == "inconclusive"
+    assert compare(replace(pair, **values, candidate64=pair.candidate64 * 2)).verdict != "aligned"
+
+
+def test_a_noise_run_that_overflows_is_no_yardstick() -> None:
+    pair = right_pair(0)
+    assert pair.candidate64 is not None
+    overflowed = np.full((8, 16), math.inf, np.float32)
+    wrong = replace(pair, candidate64=pair.candidate64 * 1.001, noise=(overflowed, np.full_like(overflowed, math.nan)))
+    assert compare(wrong).verdict == "diverged"
+
+
 def test_infinities_of_other_sign_diverge() -> None:
     pair = right_pair(0)
     values = {}
