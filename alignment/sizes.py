@@ -22,9 +22,12 @@ def read_sizes(twin: Twin, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[
     lacking: dict[str, str] = {}
     for setting, rule in SIZES.get(twin.name, {}).items():
         try:
-            told[setting] = rule(Shapes(shapes))
+            size = rule(Shapes(shapes))
         except (LookupError, ZeroDivisionError) as error:
             lacking[setting] = str(error).strip("'")
+            continue
+        if size is not None:
+            told[setting] = size
     return told, lacking
 
 
@@ -65,8 +68,8 @@ def _fast_transformer(prefix: str) -> Sizes:
         "dim_head": lambda s: s.size(attention + "to_r.bias"),
         "ff_mult": lambda s: s.size(feed_forward + "0.bias") // s.size(f"{prefix}token_emb.weight", 1),
         "absolute_pos_emb": lambda s: f"{prefix}abs_pos_emb.weight" in s.shapes,
-        # Rotary positions keep nothing of this length, so any will do for the layout.
-        "max_seq_len": lambda s: s.shapes.get(f"{prefix}abs_pos_emb.weight", (1,))[0],
+        # Rotary positions keep nothing of this length: the file can't tell it, and any will do.
+        "max_seq_len": lambda s: s.shapes.get(f"{prefix}abs_pos_emb.weight", (None,))[0],
     }
     return sizes
 

@@ -26,6 +26,7 @@ Progress = Callable[[], None]
 
 # Adam's epsilon, the default of both frameworks, and the one the first step's formula below needs.
 ADAM_EPSILON = 1e-8
+CRITERION_RANGE = 32.0
 
 
 @dataclass(frozen=True)
@@ -301,9 +302,10 @@ def _judge_loss(experiment: Experiment, case: Case) -> Iterable[_Measured]:
     targets = case.batch.targets
     if targets is None:
         return
+    scale = _criterion_scale(case.reference64.get("logits", "logits"))
     for label, options in _criterion_options(targets):
-        one, two, three, four = (_criterion(experiment, trace, targets, options) for trace in _four(case))
-        noise = (_criterion(experiment, trace, targets, options) for trace in case.noise)
+        one, two, three, four = (_criterion(experiment, trace, targets, scale, options) for trace in _four(case))
+        noise = (_criterion(experiment, trace, targets, scale, options) for trace in case.noise)
         pair = Pair(one, two, three, four, tuple(value for value in noise if value is not None))
         yield _measured(case, "loss", label, label, pair)
 
@@ -318,12 +320,24 @@ def _criterion_options(targets: NDArray) -> Iterable[tuple[str, dict[str, Any]]]
             yield f"cross_entropy[{reduction}, ignore_index]", {"reduction": reduction, "ignore_index": ignored}
 
 
-def _criterion(experiment: Experiment, trace: Trace, targets: NDArray, options: dict[str, Any]) -> NDArray | None:
+def _criterion(
+    experiment: Experiment, trace: Trace, targets: NDArray, scale: float, options: dict[str, Any]
+) -> NDArray | None:
     logits = trace.get("logits", "logits")
     if logits is None:
         return None
     framework = experiment.reference if trace.framework == experiment.reference.name else experiment.candidate
-    return framework.cross_entropy(logits, targets, **options)
+    return framework.cross_entropy((logits * scale).astype(logits.dtype), targets, **options)
+
+
+def _criterion_scale(logits: NDArray | None) -> float:
+    """Brings logits into the range in which every framework's criterion is itself; a power of two, so that it is exact.
+
+    Paddle's cross entropy on a CPU takes no probability to be below exp(-64). The twin's own loss is compared as it is;
+    here the question is what the options mean.
+    """
+    spread = 0.0 if logits is None or not logits.size else float(np.ptp(logits.astype(np.float64)))
+    return 2.0 ** -math.ceil(math.log2(spread / CRITERION_RANGE)) if CRITERION_RANGE < spread < math.inf else 1.0
 
 
 def _judge_metrics(case: Case) -> Iterable[TensorResult]:

@@ -181,6 +181,24 @@ def test_a_checkpoint_is_read_as_weights(small, tmp_path) -> None:
                                                     settings={"num_tokens": 31}))  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("fast_transformer_pooled_rich", "fast-transformer-classifier"),  # its logits are more than 64 apart
+        ("fast_transformer_rotary_rich", "fast-transformer"),
+        ("fastformer_official_rich", "fastformer-classifier"),
+        ("fastformer_single_rich", "fastformer-text-classifier"),
+    ],
+)
+def test_the_originals_weights_are_aligned(reference_dir, tmp_path, file, name) -> None:
+    recorded = checkpoints.read(reference_dir / f"{file}.safetensors")
+    weights = {key.removeprefix("weight."): value for key, value in recorded.items() if key.startswith("weight.")}
+    checkpoints.write(tmp_path / "w.safetensors", weights)
+    options = Options(steps=(3, 4, 5), weights=str(tmp_path / "w.safetensors"), data="fake", batch_size=3, length=8)
+    report = check(name, options)
+    assert report.verdict == "aligned"
+
+
 def test_recording_changes_nothing(small) -> None:
     experiment = prepare(get_twin("fast-transformer"), small("fast-transformer"))
     batch = experiment.batches[0]
