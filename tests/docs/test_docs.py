@@ -237,6 +237,17 @@ def test_every_fault_and_twin_is_documented():
         assert fault.name in page.read_text(encoding="utf-8"), f"{page.name} does not mention {fault.name}"
 
 
+@each_page
+def test_hyphenated_names_exist(page):
+    """Faults, twins, commands, extras and configuration keys are words with hyphens; nothing else here is."""
+    mentioned = {code for code in CODE.findall(prose(page)) if re.fullmatch(r"[a-z]+(-[a-z]+)+", code)}
+    options = {option.lstrip("-") for option in known_options()}
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = set(re.findall(r"^([a-z-]+) = \[", project, re.MULTILINE))
+    known = {*FAULTS, *TWINS, *options, *extras, *align.list_commands(click.Context(align)), "lint-imports"}
+    assert mentioned <= known
+
+
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
