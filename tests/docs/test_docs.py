@@ -42,8 +42,12 @@ NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
 # What stands for something else in a command: `align check --step N`, `[TWIN]`, `NAME=VALUE`, `…`.
 PLACEHOLDER = re.compile(r"…|\.\.\.|\[|\bN\b|\bTWIN\b|\bNAME\b|\bDIR\b")
 STEP_SCRIPT = re.compile(r"python alignment/(check_step(\d)\.py)(.*)")
-# Options of other programs that pages mention.
-FOREIGN_OPTIONS = {"--constraint", "--editable", "--durations"}
+# Options of the benchmarks, which are scripts of their own.
+BENCHMARK_OPTIONS = {
+    option
+    for script in (ROOT / "benchmarks").glob("*.py")
+    for option in re.findall(r'"(--[a-z][a-z-]+)"', script.read_text(encoding="utf-8"))
+}
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,7 @@ def known_options() -> set[str]:
 @each_page
 def test_options_mentioned_exist(page):
     mentioned = {word for code in CODE.findall(prose(page)) for word in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", code)}
-    assert mentioned <= known_options() | FOREIGN_OPTIONS
+    assert mentioned <= known_options() | BENCHMARK_OPTIONS
 
 
 def test_every_fault_and_twin_is_documented():
