@@ -13,7 +13,7 @@ from alignment.compare import Comparison, Pair, Tolerance, compare
 from alignment.errors import AlignmentError, FrameworkMissingError
 from alignment.experiment import Options
 from alignment.report import Report, StageResult, TensorResult, TwinResult
-from alignment.twins import Side, Twin
+from alignment.twins import Side, Twin, get_twin
 
 __all__ = [
     "AlignmentError",
@@ -30,4 +30,5 @@ __all__ = [
     "TwinResult",
     "check",
     "compare",
+    "get_twin",
 ]

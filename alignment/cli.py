@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -67,6 +68,10 @@ def run(arguments: Sequence[str] | None = None, prog_name: str = "align") -> int
         return _fail(f"{error.strerror or error}{where}")
     except MemoryError:
         return _fail("out of memory: choose smaller sizes with --set or a smaller --batch-size.")
+    except Exception:
+        # A mistake of ours, not of the user's. Python's own status would be 1, which here means diverged.
+        traceback.print_exc()
+        return _fail("internal error: this is a fault of alignment, not of your models; please report the lines above.")
     return int(status or 0)
 
 

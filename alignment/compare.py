@@ -9,7 +9,8 @@ Two questions, two instruments:
   multiple of the reference's own. The same yardstick is used by flash-attention's tests (twice the baseline's error) and by
   ``torch._dynamo.utils.same`` (ratio of RMS errors against a float64 run).
 
-The order is fixed and the first that decides, decides: metadata, bitwise equality, semantics, precision. Fail closed: the
+The order is fixed and the first that decides, decides: metadata (NaN and
+infinity included), bitwise equality, semantics, precision. Fail closed: the
 only road to "aligned" is a comparison that ran.
 
 `measure` judges one pair but for its precision, which `settle` judges over several batches together: the reference's error
@@ -172,6 +173,10 @@ def measure(pair: Pair, tolerance: Tolerance) -> Comparison:
     if not np.issubdtype(pair.reference64.dtype, np.inexact):
         return _exact(pair)
     truth = pair.reference64
+    for dtype, values in (("float64", truth), ("float32", pair.reference32)):
+        finite = np.isfinite(values)
+        if not finite.all():
+            return _non_finite(pair, finite, dtype)
     if _same_bits(pair.reference64, pair.candidate64) and _same_bits(pair.reference32, pair.candidate32):
         return Comparison(
             "aligned",
@@ -186,10 +191,6 @@ def measure(pair: Pair, tolerance: Tolerance) -> Comparison:
             0.0,
             0.0,
         )
-    for dtype, values in (("float64", truth), ("float32", pair.reference32)):
-        finite = np.isfinite(values)
-        if not finite.all():
-            return _non_finite(pair, finite, dtype)
 
     reference_truth = truth if pair.reference_truth32 is None else pair.reference_truth32
     runs = (pair.reference32, *(run for run in pair.noise if np.isfinite(run).all()))
@@ -199,8 +200,8 @@ def measure(pair: Pair, tolerance: Tolerance) -> Comparison:
     difference = np.abs(_wide(pair.candidate64) - truth)
     worst = _worst(difference)
     seen = float(difference.max())
-    norm = float(np.linalg.norm(truth))
-    rel_l2 = float(np.linalg.norm(difference)) / norm if norm else (0.0 if seen == 0.0 else math.inf)
+    norm = _norm(truth)
+    rel_l2 = _norm(difference) / norm if norm else (0.0 if seen == 0.0 else math.inf)
     rounding = noise_max * (EPS64 / EPS32) + EPS64 * size
     allowed = tolerance.semantics_margin * rounding + tolerance.floor_ulps * EPS64 * pair.scale
 
@@ -269,9 +270,9 @@ def bitwise(reference: Array | None, candidate: Array | None) -> Comparison:
         difference = np.abs(_wide(candidate) - _wide(reference))
     difference[np.isnan(difference) & differs] = math.inf
     worst = tuple(int(i) for i in np.unravel_index(int(np.where(differs, difference, -1.0).argmax()), reference.shape))
-    norm = float(np.linalg.norm(_wide(reference)))
+    norm = _norm(reference)
     seen = float(np.where(differs, difference, 0.0).max())
-    rel_l2 = float(np.linalg.norm(difference)) / norm if norm else math.inf
+    rel_l2 = _norm(difference) / norm if norm else math.inf
     reason = (
         f"{count} of {reference.size} elements differ where equal bits are due; at {list(worst)} the reference has "
         f"{reference[worst]!s}, the candidate {candidate[worst]!s}"
@@ -375,7 +376,7 @@ def _non_finite(pair: Pair, finite: NDArray[np.bool_], dtype: str) -> Comparison
 def _semantics_reason(
     seen: float, allowed: float, rel_l2: float, truth: Array, candidate: Array, worst: tuple[int, ...], is_zero: bool
 ) -> str:
-    what = "a gradient whose true value is zero is not zero: " if is_zero else ""
+    what = "its true value is zero, and the candidate's is not: " if is_zero else ""
     return (
         f"{what}float64 differs by {seen:.3g} (relative L2 {rel_l2:.2g}), rounding explains {allowed:.1g}; at {list(worst)} "
         f"the reference has {float(truth[worst]):.6g}, the candidate {float(candidate[worst]):.6g}"
@@ -399,8 +400,13 @@ def _strain(seen: float, allowed: float) -> float:
 
 
 def _rms(values: Array) -> float:
+    return _norm(values) / math.sqrt(values.size)
+
+
+def _norm(values: Array) -> float:
+    # einsum and not a BLAS product: thousands of small products would keep BLAS's threads spinning for their next.
     wide = _wide(values).ravel()
-    return math.sqrt(float(np.dot(wide, wide)) / wide.size)
+    return math.sqrt(float(np.einsum("i,i->", wide, wide)))
 
 
 def _wide(values: Array) -> NDArray[np.float64]:

@@ -38,6 +38,8 @@ def read_config(path: Path | None, known: Collection[str]) -> dict[str, Any]:
         table = tool.get("alignment", {}) if isinstance(tool, dict) else {}
     if not isinstance(table, dict):
         raise AlignmentError(f"{path}: [tool.alignment] must be a table")
+    if "tool" in table:
+        raise AlignmentError(f"{path}: the options stand at the top level here, not under [tool.alignment]")
     unknown = sorted(set(table) - set(known))
     if unknown:
         raise AlignmentError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}")

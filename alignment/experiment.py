@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 import checkpoints
 from alignment.errors import AlignmentError
 from alignment.faults import Fault, get_fault
-from alignment.frameworks import Framework, get_framework
+from alignment.frameworks import Framework, get_framework, reserve_threads
 from alignment.inputs import make_batches
 from alignment.sizes import read_sizes
 from alignment.trace import Trace
@@ -27,6 +28,8 @@ State = dict[str, NDArray]
 # rounding can be, where one run of a small tensor may be exact by luck.
 NOISE_RUNS = 2
 LEARNING_RATE = 1e-3
+# Multiplications of a forward pass below which threads wait for each other longer than they compute.
+SMALL_RUN = 1e9
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Options:
     seed:       of weights and batches.
     batch_size: rows of a batch. length: tokens of a row; None: at most 64.
     faults:     names of faults to plant on the candidate.
+    threads:    CPU threads of both frameworks; None: all, or one where a run is too small to gain by more.
     """
 
     steps: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -51,6 +55,7 @@ class Options:
     batch_size: int = 8
     length: int | None = None
     faults: tuple[str, ...] = ()
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if not self.steps or not set(self.steps) <= {1, 2, 3, 4, 5}:
@@ -207,6 +212,9 @@ def prepare(twin: Twin, options: Options) -> Experiment:
     settings = chosen.settings
     reference_model = _build(reference, twin.reference.target, settings, options.seed, twin)
     candidate_model = _build(candidate, twin.candidate.target, settings, options.seed, twin)
+    threads = options.threads or _threads(reference.slots(reference_model), chosen.batches)
+    for framework in (reference, candidate):
+        framework.set_threads(threads)
     layout: Layout | None = None
     mismatch: tuple[str, ...] = ()
     try:
@@ -247,8 +255,15 @@ def plant(experiment: Experiment, model: Any) -> None:
 def _build(framework: Framework, target: str, settings: Mapping[str, Any], seed: int, twin: Twin) -> Any:
     try:
         return framework.build(target, settings, seed, criterion=twin.loss == "criterion")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise AlignmentError(f"{target} can't be built with {_listed(settings)}: {error}") from error
+
+
+def _threads(slots: tuple[Slot, ...], batches: tuple[Batch, ...]) -> int:
+    """One thread for a small run, all that are reserved for a large one."""
+    tokens = max(next(iter(batch.inputs.values())).size for batch in batches)
+    weights = sum(math.prod(slot.shape) for slot in slots if len(slot.shape) > 1 and slot.kind != "Embedding")
+    return 1 if tokens * weights < SMALL_RUN else reserve_threads()
 
 
 def _listed(settings: Mapping[str, Any]) -> str:

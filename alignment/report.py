@@ -21,7 +21,8 @@ class TensorResult:
     still be aligned, `seen` being max_abs in float64 (semantics), the RMS error in float32 (precision), or -log10 of the
     p-value (initializers).
     error_ratio: RMS float32 error of the candidate over the reference's, both against the float64 truth.
-    weights, batch: where the worst was seen. comparisons: how many there were.
+    weights, batch: where the worst was seen. comparisons: how many there were; diverging: those that diverged, as
+    ``weights/batch``.
     strain: seen over allowed; 1 is the limit.
     root: this divergence comes first: all that it depends on agrees. Others may be its consequences.
     """
@@ -44,6 +45,7 @@ class TensorResult:
     weights: str | None = None
     batch: str | None = None
     comparisons: int = 1
+    diverging: tuple[str, ...] = ()
     root: bool = False
 
     @property

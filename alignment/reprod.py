@@ -37,7 +37,7 @@ def write_reprod_logs(experiment: Experiment, folder: Path) -> list[Path]:
             from reprod_log import ReprodLogger
         except ImportError as error:
             raise AlignmentError(
-                f'--reprod-log needs the reprod_log package: {error}; pip install "alignment[reprod-log]"'
+                f"--reprod-log needs the reprod_log package: {error}; pip install reprod_log"
             ) from error
     steps = experiment.options.steps
     case = next(experiment.cases(backward=5 in steps, progress=lambda: None)) if max(steps) > 2 else None

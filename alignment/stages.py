@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from alignment.compare import Comparison, Pair, Tolerance, bitwise, measure, settle
 from alignment.experiment import LEARNING_RATE, Case, Experiment
+from alignment.frameworks import ModuleInfo
 from alignment.initializers import compare_initializers
 from alignment.metrics import classification_metrics
 from alignment.report import StageResult, TensorResult
@@ -88,13 +89,12 @@ def structure(experiment: Experiment) -> StageResult:
         (experiment.reference, experiment.reference_model),
         (experiment.candidate, experiment.candidate_model),
     )
-    kinds = [{module.path: module.kind for module in framework.modules(model)} for framework, model in sides]
+    kinds = [{module.path: module for module in framework.modules(model)} for framework, model in sides]
     slots = [framework.slots(model) for framework, model in sides]
     notes = [
         f"{side}: {len(kind)} modules, {_count(slot, 'parameter')}, {_count(slot, 'buffer')}"
         for side, kind, slot in zip(("reference", "candidate"), kinds, slots, strict=True)
     ]
-    notes += experiment.mismatch[1:]
     return StageResult(1, "structure", (*_modules(*kinds), *_slots(experiment, *slots)), tuple(notes))
 
 
@@ -105,28 +105,31 @@ def _count(slots: tuple[Slot, ...], role: str) -> str:
     return f"{len(own)} {role}s of {elements:,} elements" + (f" and {tied} tied names" if tied else "")
 
 
-def _modules(reference: dict[str, str], candidate: dict[str, str]) -> Iterable[TensorResult]:
+def _modules(reference: dict[str, ModuleInfo], candidate: dict[str, ModuleInfo]) -> Iterable[TensorResult]:
     for path in dict.fromkeys((*reference, *candidate)):
         label = path or "(root)"
         one, two = reference.get(path), candidate.get(path)
+        problem = None
         if one is None or two is None:
-            side = "reference" if one is None else "candidate"
-            reason = f"missing on the {side} side ({'candidate' if one is None else 'reference'}: {two or one})"
-            yield TensorResult(
-                "module", label if one else None, label if two else None, None, "diverged", reason, strain=math.inf
-            )
-        elif one.lower() != two.lower().removeprefix("compat."):
-            yield TensorResult(
-                "module",
-                label,
-                label,
-                None,
-                "diverged",
-                f"{one} on the reference side, {two} on the candidate's",
-                strain=math.inf,
-            )
+            present, side = (two, "reference") if one is None else (one, "candidate")
+            assert present is not None
+            problem = f"missing on the {side} side: a {present.kind}"
+            reason = problem
+        elif one.kind.lower() == two.kind.lower().removeprefix("compat."):
+            reason = f"{one.kind} on both sides"
         else:
-            yield TensorResult("module", label, label, None, "aligned", f"{one} on both sides")
+            reason = f"{one.kind} on the reference side, {two.kind} on the candidate's"
+            # A class of the user's own is known by name alone, and a name computes nothing.
+            problem = None if one.own or two.own else reason
+        yield TensorResult(
+            "module",
+            label if one else None,
+            label if two else None,
+            None,
+            "diverged" if problem else "aligned",
+            reason,
+            strain=math.inf if problem else 0.0,
+        )
 
 
 def _slots(experiment: Experiment, reference: tuple[Slot, ...], candidate: tuple[Slot, ...]) -> Iterable[TensorResult]:
@@ -175,27 +178,26 @@ def _unmatched(
     reference: tuple[Slot, ...], theirs: dict[str, Slot], mismatch: tuple[str, ...]
 ) -> Iterable[TensorResult]:
     """The tensors that keep the candidate from taking the reference's weights, each with what the converter said of it."""
-    said = {line.partition(":")[0]: line.partition(":")[2].strip() for line in mismatch[1:]}
+    said = {line.partition(":")[0].partition(" → ")[0]: line.partition(":")[2].strip() for line in mismatch[1:]}
     for slot in reference:
         other = theirs.pop(slot.name, None)
-        problem = said.pop(slot.name, None)
-        if problem is None and other is None:
-            problem = "missing on the candidate side"
-        verdict = "aligned" if problem is None else "diverged"
+        problem = said.pop(slot.name, None) if other else "missing on the candidate side"
         yield TensorResult(
             slot.role,
             slot.name,
             slot.name if other else None,
             slot.shape,
-            verdict,  # type: ignore[arg-type]
+            "diverged" if problem else "aligned",
             problem or "on both sides",
             strain=math.inf if problem else 0.0,
         )
     for name, slot in theirs.items():
-        reason = said.pop(name, "missing on the reference side")
+        reason = "missing on the reference side"
         yield TensorResult(slot.role, None, name, slot.shape, "diverged", reason, strain=math.inf)
+    listed = {slot.name for slot in reference} | set(theirs)
     for name, reason in said.items():
-        yield TensorResult("parameter", name, name, None, "diverged", reason, strain=math.inf)
+        if name not in listed:
+            yield TensorResult("parameter", name, name, None, "diverged", reason, strain=math.inf)
 
 
 # ----------------------------------------------------------------------------------------------------- 2 initialization
@@ -503,9 +505,12 @@ def merge(results: Iterable[TensorResult]) -> list[TensorResult]:
         if known is None:
             merged[key] = result
             continue
-        count = known.comparisons + result.comparisons
         worse = result if _badness(result) > _badness(known) else known
-        merged[key] = replace(worse, comparisons=count)
+        merged[key] = replace(
+            worse,
+            comparisons=known.comparisons + result.comparisons,
+            diverging=known.diverging + result.diverging,
+        )
     return list(merged.values())
 
 
@@ -539,6 +544,7 @@ def _result(
         comparison.decided_by,
         weights,
         batch,
+        diverging=(f"{weights}/{batch}",) if batch and comparison.verdict == "diverged" else (),
     )
 
 

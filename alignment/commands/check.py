@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from alignment.check import check, merge_reports
@@ -29,7 +30,11 @@ def _configure(context: click.Context, _parameter: click.Parameter, value: Path 
     """Let a configuration file give the defaults of the other options."""
     names = {_long_name(p): p.name for p in context.command.params if p.name and p.name != "config"}
     configured = read_config(value, names.keys())
-    context.default_map = {names[key] or "": given for key, given in configured.items()}
+    repeated = {p.name for p in context.command.params if isinstance(p, click.Option) and p.multiple}
+    context.default_map = {
+        names[key] or "": [given] if names[key] in repeated and not isinstance(given, list) else given
+        for key, given in configured.items()
+    }
     return value
 
 
@@ -96,7 +101,9 @@ def _long_name(parameter: click.Parameter) -> str:
     metavar="DIR",
     help="Write each stage's tensors as a pair of reprod_log files.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of both frameworks  [default: all cores]")
+@click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads of both frameworks  [default: all cores; one for small runs]"
+)
 @click.option("--verbose", is_flag=True, help="A line for every tensor.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit status tells.")
 def command(
@@ -122,10 +129,18 @@ def command(
     absolute_pos_emb=false for rotary positions) or fastformer-text-classifier.
     """
     if every and twin:
-        raise AlignmentError(f"--all checks every twin: leave out {twin!r}, or leave out --all")
+        typed = {name for name in ("every", "twin") if _typed(name)}
+        if typed == {"every", "twin"}:
+            raise AlignmentError(f"--all checks every twin: leave out {twin!r}, or leave out --all")
+        every = "twin" not in typed  # what was typed goes before what a configuration file says
+    if every and assignments:
+        raise AlignmentError("--set goes with one twin: the twins have different settings, so leave it out with --all")
     names = list(TWINS) if every else [twin or DEFAULT_TWIN]
     if json_file is not None:
         _refuse_unwritable(json_file)
+    if reprod_log is not None:
+        reprod_log.mkdir(parents=True, exist_ok=True)
+        _refuse_unwritable(reprod_log / "forward.npy")
     reserve_threads(threads)
     twins = []
     for name in names:
@@ -141,6 +156,7 @@ def command(
             batch_size=batch_size,
             length=length,
             faults=faults,
+            threads=threads,
         )
         twins.append((chosen, options))
     report = _run(twins, reprod_log)
@@ -152,12 +168,14 @@ def command(
     return EXIT_STATUS[report.verdict]
 
 
+def _typed(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def _refuse_unwritable(path: Path) -> None:
     """Before the work, not after it: a report that can't be written would be lost."""
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise AlignmentError(
-            f"{path}: can't write a report there; name a file in a folder that exists and can be written to"
-        )
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise AlignmentError(f"{path}: can't write there; name a file in a folder that exists and can be written to")
 
 
 def _run(twins: list[tuple[Twin, Options]], reprod_log: Path | None) -> Report:

@@ -22,11 +22,11 @@ from checkpoints.structure import Slot
 
 # framework -> (adapter module, package to look for, how to get it)
 FRAMEWORKS = {
-    "torch": ("alignment.frameworks.torch", "torch", 'pip install "alignment[torch]"'),
+    "torch": ("alignment.frameworks.torch", "torch", "pip install torch"),
     "paddle": (
         "alignment.frameworks.paddle",
         "paddle",
-        'pip install "alignment[paddle]" (or "alignment[paddle-gpu]" on a CUDA machine)',
+        "pip install paddlepaddle (or paddlepaddle-gpu on a machine with CUDA)",
     ),
 }
 
@@ -35,10 +35,14 @@ Where = Literal["model", "criterion"]
 
 @dataclass(frozen=True)
 class ModuleInfo:
-    """One module of a model's tree: its path (``""`` is the root) and its class name."""
+    """One module of a model's tree.
+
+    path: ``""`` is the root. kind: its layer kind, or the name of the user's own class where `own`, which is only a name.
+    """
 
     path: str
     kind: str
+    own: bool
 
 
 class Framework(Protocol):
@@ -130,11 +134,13 @@ def get_framework(name: str) -> Framework:
 
 
 def reserve_threads(count: int | None = None) -> int:
-    """Settle the number of CPU threads before any framework is imported, and return it.
+    """Settle the number of CPU threads before any framework is imported, and return it: `count`, or all there are.
 
     Importing paddle sets OMP_NUM_THREADS to 1 when it is unset, which would slow a torch imported later, and both sides
-    must run with the same number to be compared.
+    must run with the same number to be compared. Each framework brings an OpenMP runtime of its own; told to wait
+    passively, the one that has nothing to do does not take the cores from the other.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if count is not None:
         os.environ["OMP_NUM_THREADS"] = str(count)
     elif not os.environ.get("OMP_NUM_THREADS", "").isdigit():

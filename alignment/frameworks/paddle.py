@@ -99,19 +99,25 @@ def slots(model: Any) -> tuple[Slot, ...]:
 
 def layer_kind(layer: Any) -> str:
     """Class name of the nearest base that the layout table knows, else of the nearest Paddle layer, else its own."""
+    bases = _bases(layer)
+    return next((base for base in bases if base in KINDS[name]), bases[0] if bases else type(layer).__name__)
+
+
+def _bases(layer: Any) -> list[str]:
+    """The Paddle layers a layer derives from, nearest first."""
     bases = [
         f"compat.{base.__name__}" if base.__module__.startswith("paddle.compat") else base.__name__
         for base in type(layer).__mro__
         if base.__module__.startswith(("paddle.nn", "paddle.compat"))
     ]
-    known = (base for base in bases if base in KINDS[name])
-    return next(known, next((base for base in bases if base != "Layer"), type(layer).__name__))
+    return [base for base in bases if base != "Layer"]
 
 
 def modules(model: Any) -> tuple[ModuleInfo, ...]:
     """The layer tree; a shared layer once, under its first path."""
-    kinds = ((path, layer_kind(layer)) for path, layer in model.named_sublayers(include_self=True))
-    return tuple(ModuleInfo(path, CONTAINERS.get(kind, kind)) for path, kind in kinds)
+    layers = model.named_sublayers(include_self=True)
+    kinds = ((path, layer_kind(layer), not _bases(layer)) for path, layer in layers)
+    return tuple(ModuleInfo(path, CONTAINERS.get(kind, kind), own) for path, kind, own in kinds)
 
 
 def read_state(model: Any) -> dict[str, NDArray]:

@@ -78,14 +78,19 @@ def slots(model: nn.Module) -> tuple[Slot, ...]:
 
 def layer_kind(module: nn.Module) -> str:
     """Class name of the nearest base that the layout table knows, else of the nearest torch layer, else its own."""
+    bases = _bases(module)
+    return next((base for base in bases if base in KINDS[name]), bases[0] if bases else type(module).__name__)
+
+
+def _bases(module: nn.Module) -> list[str]:
+    """The torch layers a module derives from, nearest first."""
     bases = [base.__name__ for base in type(module).__mro__ if base.__module__.startswith("torch.nn")]
-    known = (base for base in bases if base in KINDS[name])
-    return next(known, next((base for base in bases if base != "Module"), type(module).__name__))
+    return [base for base in bases if base != "Module"]
 
 
 def modules(model: nn.Module) -> tuple[ModuleInfo, ...]:
     """The module tree; a shared module once, under its first path."""
-    return tuple(ModuleInfo(path, layer_kind(module)) for path, module in model.named_modules())
+    return tuple(ModuleInfo(path, layer_kind(module), not _bases(module)) for path, module in model.named_modules())
 
 
 def read_state(model: nn.Module) -> dict[str, NDArray]:

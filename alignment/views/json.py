@@ -77,4 +77,5 @@ def _tensor(tensor: TensorResult) -> dict[str, Any]:
         "weights": tensor.weights,
         "batch": tensor.batch,
         "comparisons": tensor.comparisons,
+        "diverging": list(tensor.diverging),
     }

@@ -154,6 +154,12 @@ def test_a_value_that_is_not_finite_on_one_side_diverges(value: float, fields: t
     assert result.worst_index == (1, 2)
 
 
+def test_nan_everywhere_is_not_aligned_though_every_bit_is_equal() -> None:
+    nothing = np.full(3, math.nan)
+    pair = Pair(nothing.astype(np.float32), nothing.astype(np.float32), nothing, nothing.copy())
+    assert compare(pair).verdict == "inconclusive"
+
+
 def test_the_same_nan_on_both_sides_proves_nothing() -> None:
     pair = right_pair(0)
     values = {}
