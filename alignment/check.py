@@ -50,7 +50,10 @@ def check(
             progress(done, total)
 
     stages = run_stages(experiment, advance)
-    if reprod_log is not None:
+    notes = experiment.notes
+    if reprod_log is not None and experiment.layout is None:
+        notes = (*notes, "no reprod_log files: the candidate can't be given the reference's weights")
+    elif reprod_log is not None:
         write_reprod_logs(experiment, reprod_log)
     result = TwinResult(
         twin=twin.name,
@@ -63,7 +66,7 @@ def check(
         data=experiment.data,
         seed=options.seed,
         faults=options.faults,
-        notes=experiment.notes,
+        notes=notes,
         seconds=time.perf_counter() - start,
     )
     versions = _versions() | experiment.reference.versions() | experiment.candidate.versions()

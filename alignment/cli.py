@@ -68,6 +68,9 @@ def run(arguments: Sequence[str] | None = None, prog_name: str = "align") -> int
         return _fail(f"{error.strerror or error}{where}")
     except MemoryError:
         return _fail("out of memory: choose smaller sizes with --set or a smaller --batch-size.")
+    except SystemExit as error:
+        # Code we import or run asked to stop: that is no verdict, whatever status it chose.
+        return _fail(f"the program was asked to stop ({error.code}) before anything was decided.")
     except Exception:
         # A mistake of ours, not of the user's. Python's own status would be 1, which here means diverged.
         traceback.print_exc()

@@ -94,7 +94,8 @@ class Comparison:
     `allowed` for semantics; for precision `seen` (RMS error of the candidate) is compared with `allowed`.
     error_ratio: RMS float32 error of the candidate over the reference's, both against the float64 truth; None unless
     it was measured. error32, noise32: those two errors; floor32: what is allowed besides the multiple of `noise32`, whose
-    factor for long sums is `sequential`.
+    factor for long sums is `sequential`. largest32: the same three for the largest error instead of the RMS, so that one
+    bad element does not hide among many.
     strain: seen over allowed; 1 is the limit.
     """
 
@@ -115,6 +116,7 @@ class Comparison:
     floor32: float = 0.0
     sequential: float = 1.0
     worst_index32: tuple[int, ...] | None = None
+    largest32: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def compare(pair: Pair, tolerance: Tolerance | None = None) -> Comparison:
@@ -126,25 +128,35 @@ def compare(pair: Pair, tolerance: Tolerance | None = None) -> Comparison:
 def settle(comparisons: Sequence[Comparison], tolerance: Tolerance | None = None) -> list[Comparison]:
     """Judge the precision of one tensor over several batches: the candidate's largest error by the reference's largest."""
     tolerance = tolerance or Tolerance()
-    noise = max((c.noise32 for c in comparisons if c.error32 is not None), default=0.0)
-    return [_settle(comparison, noise, tolerance) for comparison in comparisons]
+    measured = [comparison for comparison in comparisons if comparison.error32 is not None]
+    noise = max((comparison.noise32 for comparison in measured), default=0.0)
+    largest = max((comparison.largest32[1] for comparison in measured), default=0.0)
+    return [_settle(comparison, noise, largest, tolerance) for comparison in comparisons]
 
 
-def _settle(comparison: Comparison, noise: float, tolerance: Tolerance) -> Comparison:
+def _settle(comparison: Comparison, noise: float, largest_noise: float, tolerance: Tolerance) -> Comparison:
     error = comparison.error32
     if error is None:
         return comparison
-    allowed = tolerance.precision_ratio * comparison.sequential * noise + comparison.floor32
+    factor = tolerance.precision_ratio * comparison.sequential
+    allowed = factor * noise + comparison.floor32
     ratio = error / noise if noise else (1.0 if error <= allowed else math.inf)
     comparison = replace(comparison, error_ratio=ratio)
     if comparison.verdict != "aligned":
         return comparison
-    strain = max(comparison.strain, _strain(error, allowed))
-    if error <= allowed:
+    largest, _, largest_floor = comparison.largest32
+    largest_allowed = factor * largest_noise + largest_floor
+    strain = max(comparison.strain, _strain(error, allowed), _strain(largest, largest_allowed))
+    if error <= allowed and largest <= largest_allowed:
         reason = f"{comparison.reason}; float32 error {ratio:.2g} times the reference's"
         return replace(comparison, strain=strain, reason=reason)
+    if error <= allowed:
+        what, error, allowed, noise = "largest", largest, largest_allowed, largest_noise
+    else:
+        what = "RMS"
+    times = f"{error / noise:.3g} times" if noise else "above"
     reason = (
-        f"float64 agrees, but the float32 error (RMS {error:.2g}) is {ratio:.3g} times the reference's own ({noise:.2g}); "
+        f"float64 agrees, but the float32 error ({what} {error:.2g}) is {times} the reference's own ({noise:.2g}); "
         f"allowed {allowed:.2g}"
     )
     return replace(
@@ -235,6 +247,7 @@ def measure(pair: Pair, tolerance: Tolerance) -> Comparison:
         floor32=EPS32 * (_rms(truth) + tolerance.floor_ulps * pair.scale32),
         sequential=_sequential(pair.summands),
         worst_index32=_worst(error),
+        largest32=(float(error.max()), noise_max, EPS32 * (size + tolerance.floor_ulps * pair.scale32)),
     )
 
 
@@ -298,10 +311,10 @@ def _metadata(pair: Pair) -> Comparison | None:
         )
     if reference.size == 0:
         return Comparison("inconclusive", "metadata", "empty: nothing was compared", reference.shape)
-    kinds = {name: array.dtype.kind for name, array in (("reference", reference), ("candidate", candidate))}
-    if len(set(kinds.values())) > 1:
-        reason = f"dtype: reference {reference.dtype}, candidate {candidate.dtype}"
-        return Comparison("diverged", "metadata", reason, reference.shape)
+    for run, one, two in (("float64", reference, candidate), ("float32", pair.reference32, pair.candidate32)):
+        if one.dtype != two.dtype:
+            reason = f"dtype in the {run} run: reference {one.dtype}, candidate {two.dtype}"
+            return Comparison("diverged", "metadata", reason, reference.shape, strain=math.inf)
     for dtype, one, two in (("float64", reference, candidate), ("float32", pair.reference32, pair.candidate32)):
         if one.dtype.kind not in "fc" or _same_non_finite(one, two):
             continue

@@ -15,12 +15,15 @@ else:
     import tomli as tomllib
 
 
-def read_config(path: Path | None, known: Collection[str]) -> dict[str, Any]:
+def read_config(
+    path: Path | None, known: Collection[str], flags: Collection[str] = (), repeated: Collection[str] = ()
+) -> dict[str, Any]:
     """The options a configuration file sets, by their command-line names without the dashes.
 
     Args:
         path: the file asked for; None looks for alignment.toml and then pyproject.toml in the working directory.
-        known: the options there are. ``set`` may be a table; an option that may be repeated, a list.
+        known: the options there are. flags: those that are true or false. repeated: those that take a list; ``set`` may be
+            a table.
 
     Raises:
         AlignmentError: the file is missing or no TOML, or has an unknown key.
@@ -45,7 +48,17 @@ def read_config(path: Path | None, known: Collection[str]) -> dict[str, Any]:
         raise AlignmentError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     if isinstance(table.get("set"), dict):
         table["set"] = [f"{name}={_text(value)}" for name, value in table["set"].items()]
-    return table
+    return {key: _value(path, key, value, key in flags, key in repeated) for key, value in table.items()}
+
+
+def _value(path: Path, key: str, value: Any, flag: bool, repeated: bool) -> Any:
+    parts = value if isinstance(value, list) and repeated else [value]
+    right = isinstance(value, bool) if flag else all(type(part) in (str, int, float) for part in parts)
+    if not right:
+        raise AlignmentError(f"{path}: {key} = {value!r} is not a value that --{key} takes")
+    if flag:
+        return value
+    return [str(part) for part in parts] if repeated else str(value)
 
 
 def _text(value: Any) -> str:

@@ -173,9 +173,7 @@ class Experiment:
                 backward=backward,
                 learning_rate=LEARNING_RATE if backward else None,
             )
-        except (KeyboardInterrupt, MemoryError):
-            raise
-        except Exception as error:  # a user's model may raise anything; the check must say where, not crash
+        except (Exception, SystemExit) as error:  # a user's model may raise anything: say where, and never pass
             raise AlignmentError(
                 f"the {side} ({target}) fails on batch {batch.name!r}: {type(error).__name__}: {error}"
             ) from error
@@ -255,8 +253,9 @@ def plant(experiment: Experiment, model: Any) -> None:
 def _build(framework: Framework, target: str, settings: Mapping[str, Any], seed: int, twin: Twin) -> Any:
     try:
         return framework.build(target, settings, seed, criterion=twin.loss == "criterion")
-    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
-        raise AlignmentError(f"{target} can't be built with {_listed(settings)}: {error}") from error
+    except (Exception, SystemExit) as error:  # a user's class may raise anything: say where, and never pass
+        what = f"{type(error).__name__}: {error}"
+        raise AlignmentError(f"{target} can't be built with {_listed(settings)}: {what}") from error
 
 
 def _threads(slots: tuple[Slot, ...], batches: tuple[Batch, ...]) -> int:
@@ -289,7 +288,8 @@ def _weight_sets(experiment: Experiment, given: State | None) -> dict[str, State
 
 def _from_file(experiment: Experiment, path: Path, given: State, own: State) -> State:
     if path.suffix == ".pdparams" and experiment.layout is not None:
-        given = checkpoints.convert(given, checkpoints.reverse(experiment.layout))
+        stored = {name: value.dtype.name for name, value in given.items()}
+        given = checkpoints.convert(given, checkpoints.retype(checkpoints.reverse(experiment.layout), stored))
     problems = [f"missing {name}" for name in own if name not in given]
     problems += [f"unexpected {name}" for name in given if name not in own]
     problems += [

@@ -28,10 +28,8 @@ def write_reprod_logs(experiment: Experiment, folder: Path) -> list[Path]:
     """Write the pairs of the stages the experiment asks for; returns the files written.
 
     Raises:
-        AlignmentError: the package is not installed, the folder can't be written to, or the sides have no common layout.
+        AlignmentError: the package is not installed, or the folder can't be written to.
     """
-    if experiment.layout is None:
-        raise AlignmentError(f"no reprod_log files: {experiment.mismatch[0]}")
     with contextlib.redirect_stderr(io.StringIO()):
         try:
             from reprod_log import ReprodLogger

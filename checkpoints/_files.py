@@ -16,10 +16,19 @@ from checkpoints.errors import CheckpointError
 def write_aside(path: Path) -> Iterator[BinaryIO]:
     """A binary file beside `path` that takes its place when the block ends well and vanishes when it doesn't.
 
-    Ctrl-C counts as not ending well. CheckpointError names `path` where its folder can't be written to.
+    Ctrl-C counts as not ending well. A symbolic link keeps pointing where it points; a device or pipe is written to as it
+    is. CheckpointError names `path` where its folder can't be written to.
     """
     if path.is_dir():
         raise CheckpointError(f"{path}: is a directory; give the name of a file")
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        try:
+            with path.open("wb") as file:
+                yield file
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't write: {error.strerror or error}") from error
+        return
     aside: Path | None = None
     try:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -29,12 +30,13 @@ EXIT_STATUS = {"aligned": 0, "diverged": 1, "inconclusive": 2}
 def _configure(context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
     """Let a configuration file give the defaults of the other options."""
     names = {_long_name(p): p.name for p in context.command.params if p.name and p.name != "config"}
-    configured = read_config(value, names.keys())
-    repeated = {p.name for p in context.command.params if isinstance(p, click.Option) and p.multiple}
-    context.default_map = {
-        names[key] or "": [given] if names[key] in repeated and not isinstance(given, list) else given
-        for key, given in configured.items()
-    }
+    options = [p for p in context.command.params if isinstance(p, click.Option)]
+    flags = {_long_name(p) for p in options if p.is_flag}
+    repeated = {_long_name(p) for p in options if p.multiple}
+    configured = read_config(value, names.keys(), flags, repeated)
+    if configured:
+        click.echo(f"options from a configuration file: {', '.join(configured)}", err=True)
+    context.default_map = {names[key] or "": given for key, given in configured.items()}
     return value
 
 
@@ -102,7 +104,9 @@ def _long_name(parameter: click.Parameter) -> str:
     help="Write each stage's tensors as a pair of reprod_log files.",
 )
 @click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads of both frameworks  [default: all cores; one for small runs]"
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="CPU threads of both frameworks  [default: all cores; one for small runs]",
 )
 @click.option("--verbose", is_flag=True, help="A line for every tensor.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit status tells.")
@@ -164,8 +168,19 @@ def command(
         with write_aside(json_file) as file:
             file.write(to_json(report))
     if not quiet:
-        print_report(report, Console(highlight=False), verbose)
+        try:
+            print_report(report, _Console(highlight=False), verbose)
+        except BrokenPipeError:
+            # The reader of our output went away (`align check | head`); the verdict stands.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_STATUS[report.verdict]
+
+
+class _Console(Console):
+    """A console that lets us say what a closed pipe means; rich would exit with status 1, which here is a verdict."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def _typed(name: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
@@ -92,8 +93,9 @@ class Framework(Protocol):
         backward: bool = False,
         learning_rate: float | None = None,
     ) -> Trace:
-        """Run in evaluation mode and record each module's output, the logits and the loss; on request the gradients of
-        the logits and of every parameter, and the change of every parameter by one Adam step (parameters are restored).
+        """Run in evaluation mode and record each module's output, the logits (with and, where the model computes its own
+        loss, without targets) and the loss; on request the gradients of the logits and of every parameter, and the change
+        of every parameter by one Adam step (parameters are restored).
         """
 
     def cross_entropy(
@@ -129,8 +131,10 @@ def get_framework(name: str) -> Framework:
     reserve_threads()
     try:
         return cast(Framework, importlib.import_module(module))
-    except (ImportError, OSError) as error:
-        raise FrameworkMissingError(f"{name} is installed but does not import: {error}; {remedy}") from error
+    except (Exception, SystemExit) as error:  # a broken installation may fail in any way
+        raise FrameworkMissingError(
+            f"{name} is installed but does not import: {type(error).__name__}: {error}; {remedy}"
+        ) from error
 
 
 def reserve_threads(count: int | None = None) -> int:
@@ -143,7 +147,7 @@ def reserve_threads(count: int | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if count is not None:
         os.environ["OMP_NUM_THREADS"] = str(count)
-    elif not os.environ.get("OMP_NUM_THREADS", "").isdigit():
+    elif not re.fullmatch("[1-9][0-9]{0,3}", os.environ.get("OMP_NUM_THREADS", "")):
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         os.environ["OMP_NUM_THREADS"] = str(available)
     return int(os.environ["OMP_NUM_THREADS"])

@@ -90,7 +90,7 @@ def slots(model: Any) -> tuple[Slot, ...]:
                 local,
                 tuple(tensor.shape),
                 _dtype(tensor),
-                "parameter" if _is_parameter(tensor) else "buffer",
+                "buffer" if _is_buffer(_sublayer(model, path), local) else "parameter",
                 None if tied_to == full else tied_to,
             )
         )
@@ -175,6 +175,8 @@ def run(
     records.append(Record("logits", "logits", to_numpy(logits)))
     if value is not None:
         records.append(Record("loss", "loss", to_numpy(value)))
+        if loss == "model":
+            records.append(Record("logits", "logits without targets", _without_targets(model, inputs)))
     if backward and value is not None:
         logits.retain_grads()
         value.sum().backward()
@@ -200,7 +202,15 @@ def _forward(model: Any, inputs: list[Any], targets: NDArray | None, loss: str) 
         value, logits = model(*inputs, labels)
         return logits, value
     logits = model(*inputs)
+    if tuple(logits.shape[:-1]) != tuple(labels.shape):
+        return logits, None  # no loss: the logits' shape is the finding
     return logits, model.criterion(logits.flatten(0, -2), labels.flatten())
+
+
+@paddle.no_grad()  # type: ignore[untyped-decorator]
+def _without_targets(model: Any, inputs: Mapping[str, NDArray]) -> NDArray:
+    """The logits of the call that predicts, which is another path through forward than the call that trains."""
+    return to_numpy(model(*(_tensor(array) for array in inputs.values())))
 
 
 def _record_outputs(model: Any, records: list[Record]) -> Iterator[Any]:
@@ -312,9 +322,9 @@ def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).rpartition(".")[2]
 
 
-def _is_parameter(tensor: Any) -> bool:
-    # BatchNorm's running statistics are Parameters that stop the gradient: by role they are buffers.
-    return isinstance(tensor, paddle.base.framework.EagerParamBase) and not tensor.stop_gradient
+def _is_buffer(layer: Any, local: str) -> bool:
+    # BatchNorm's running statistics are Parameters to Paddle: by role they are buffers.
+    return local in layer._buffers or ("BatchNorm" in layer_kind(layer) and local in ("_mean", "_variance"))
 
 
 def _sublayer(model: Any, path: str) -> Any:

@@ -141,6 +141,8 @@ def run(
     records.append(Record("logits", "logits", to_numpy(logits)))
     if value is not None:
         records.append(Record("loss", "loss", to_numpy(value)))
+        if loss == "model":
+            records.append(Record("logits", "logits without targets", _without_targets(model, inputs)))
     if backward and value is not None:
         logits.retain_grad()
         torch.autograd.backward(value.sum())
@@ -161,8 +163,17 @@ def _forward(
         value, logits = model(*inputs, labels)
         return logits, value
     logits = model(*inputs)
+    if tuple(logits.shape[:-1]) != tuple(labels.shape):
+        return logits, None  # no loss: the logits' shape is the finding
     criterion: Any = model.criterion
     return logits, criterion(logits.flatten(0, -2), labels.flatten())
+
+
+@torch.no_grad()
+def _without_targets(model: nn.Module, inputs: Mapping[str, NDArray]) -> NDArray:
+    """The logits of the call that predicts, which is another path through forward than the call that trains."""
+    device = next(model.parameters()).device
+    return to_numpy(model(*(_tensor(array).to(device) for array in inputs.values())))
 
 
 def _record_outputs(model: nn.Module, records: list[Record]) -> Iterator[Any]:

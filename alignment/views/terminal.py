@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +17,8 @@ MARKS = {"aligned": "✓", "diverged": "✗", "inconclusive": "?"}
 
 # Diverging tensors shown without --verbose: the first in order of dependency tell the most.
 SHOWN = 8
+# After the stage that holds the root: what diverges there may be its consequence.
+FOLLOWING = 3
 
 
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
@@ -34,20 +37,24 @@ def _print_twin(twin: TwinResult, console: Console, verbose: bool) -> None:
     console.print(
         Text(twin.twin, "bold") + Text("  ") + _verdict(twin.verdict) + Text(f"  {twin.seconds:.1f} s", "dim")
     )
-    console.print(f"  reference {escape(twin.reference)}    candidate {escape(twin.candidate)}", style="dim")
-    console.print(
-        f"  {escape(twin.data)}; batches {', '.join(twin.batches)}; weights {escape(', '.join(twin.weights))}; seed {twin.seed}",
-        style="dim",
-    )
+    _print(console, 2, f"reference {twin.reference}, candidate {twin.candidate}", "dim")
+    tried = f"{twin.data}; batches {', '.join(twin.batches)}; weights {', '.join(twin.weights)}; seed {twin.seed}"
+    _print(console, 2, tried, "dim")
     for fault in twin.faults:
-        console.print(f"  planted on the candidate: {fault}", style="magenta")
+        _print(console, 2, f"planted on the candidate: {fault}", "magenta")
     for note in twin.notes:
-        console.print(f"  note: {escape(note)}", style="dim")
+        _print(console, 2, f"note: {note}", "dim")
+    rooted = False
     for stage in twin.stages:
-        _print_stage(stage, console, verbose)
+        _print_stage(stage, console, verbose, FOLLOWING if rooted else SHOWN)
+        rooted = rooted or stage.verdict == "diverged"
 
 
-def _print_stage(stage: StageResult, console: Console, verbose: bool) -> None:
+def _print(console: Console, indent: int, text: str, style: str) -> None:
+    console.print(Padding(Text(text, style), (0, 0, 0, indent)))
+
+
+def _print_stage(stage: StageResult, console: Console, verbose: bool, shown: int) -> None:
     bad = [tensor for tensor in stage.tensors if tensor.verdict != "aligned"]
     comparisons = sum(tensor.comparisons for tensor in stage.tensors)
     counted = f"{len(stage.tensors)} tensors, {comparisons} comparisons"
@@ -63,13 +70,13 @@ def _print_stage(stage: StageResult, console: Console, verbose: bool) -> None:
     console.print(line)
     if verbose or bad:
         for note in stage.notes:
-            console.print(f"      {escape(note)}", style="dim")
+            _print(console, 6, note, "dim")
     if verbose:
         _print_tensors(stage.tensors, console)
     elif bad:
-        _print_tensors(bad[:SHOWN], console)
-        if len(bad) > SHOWN:
-            console.print(f"      … and {len(bad) - SHOWN} more; --verbose or --json shows all", style="dim")
+        _print_tensors(bad[:shown], console)
+        if len(bad) > shown:
+            _print(console, 6, f"… and {len(bad) - shown} more; --verbose or --json shows all", "dim")
     else:
         _print_closest(stage, console)
 
@@ -79,43 +86,34 @@ def _print_closest(stage: StageResult, console: Console) -> None:
     measured = [tensor for tensor in stage.tensors if tensor.allowed and tensor.strain]
     if measured:
         nearest = max(measured, key=lambda tensor: tensor.strain)
-        console.print(
-            f"      nearest to its limit: {escape(nearest.name)} ({nearest.record}), {nearest.strain:.1%} of what is allowed",
-            style="dim",
-        )
+        text = f"nearest to its limit: {nearest.name} ({nearest.record}), {nearest.strain:.1%} of what is allowed"
+        _print(console, 6, text, "dim")
 
 
 def _print_tensors(tensors: Iterable[TensorResult], console: Console) -> None:
-    table = Table(box=None, padding=(0, 1), show_edge=False, pad_edge=False, expand=False)
+    table = Table(box=None, padding=(0, 1), show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
-    table.add_column("tensor", overflow="fold", min_width=24)
+    table.add_column("tensor", overflow="fold", ratio=2)
     table.add_column("seen", justify="right", no_wrap=True)
     table.add_column("allowed", justify="right", no_wrap=True)
-    table.add_column("rel. L2", justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold", ratio=1)
+    table.add_column("why", overflow="fold", ratio=3)
     for tensor in tensors:
         mark = Text("ROOT", "bold white on red") if tensor.root else Text(MARKS[tensor.verdict], STYLES[tensor.verdict])
         names = tensor.name
         if tensor.reference_name and tensor.candidate_name and tensor.reference_name != tensor.candidate_name:
             names = f"{tensor.reference_name} → {tensor.candidate_name}"
-        shape = "" if not tensor.shape else f" {list(tensor.shape)}"
-        where = f" ({tensor.weights}, {tensor.batch})" if tensor.batch and tensor.verdict != "aligned" else ""
+        shape = f" {list(tensor.shape)}" if tensor.shape else ""
         label = Text.assemble((names, ""), (f"\n{tensor.record}{shape}", "dim"))
-        table.add_row(
-            mark,
-            label,
-            _figure(tensor.seen),
-            _figure(tensor.allowed),
-            _figure(tensor.rel_l2),
-            Text(tensor.reason + where),
-        )
-    console.print(_indented(table))
+        table.add_row(mark, label, _figure(tensor.seen), _figure(tensor.allowed), Text(tensor.reason + _where(tensor)))
+    console.print(Padding(table, (0, 0, 0, 4)))
 
 
-def _indented(table: Table) -> Table:
-    grid = Table.grid(padding=(0, 0, 0, 4))
-    grid.add_row("", table)
-    return grid
+def _where(tensor: TensorResult) -> str:
+    """Where the worst was seen, and in how many of the comparisons."""
+    if not tensor.diverging:
+        return ""
+    count = f"; diverges in {len(tensor.diverging)} of {tensor.comparisons}" if tensor.comparisons > 1 else ""
+    return f" ({tensor.weights} weights, batch {tensor.batch}{count})"
 
 
 def _figure(value: float | None) -> str:

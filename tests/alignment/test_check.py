@@ -15,9 +15,10 @@ from alignment import AlignmentError, Options, Side, check
 from alignment.experiment import prepare
 from alignment.faults import FAULTS
 from alignment.frameworks import get_framework
-from alignment.stages import merge, run_stages
+from alignment.stages import run_stages
 from alignment.twins import TWINS, get_twin, parse_settings
 from alignment.views.json import SCHEMA, to_json
+from fake_data import DataError
 
 NOT_APPLICABLE = {
     ("fast-transformer", "dropout-on"),
@@ -223,7 +224,21 @@ def test_recording_changes_nothing(small) -> None:
 def test_losing_a_comparison_is_inconclusive_not_aligned(small) -> None:
     experiment = prepare(get_twin("fast-transformer"), small("fast-transformer", steps=(3,)))
     assert run_stages(replace(experiment, batches=()), lambda: None)[0].verdict == "inconclusive"
-    assert merge([]) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_record_that_one_run_lacks_is_not_aligned(small, monkeypatch, dtype) -> None:
+    paddle = get_framework("paddle")
+    run = paddle.run
+
+    def forget(*arguments, **options):
+        trace = run(*arguments, **options)
+        lost = "layers.0.0.norm" if trace.dtype == dtype else ""
+        return replace(trace, records=tuple(record for record in trace.records if record.name != lost))
+
+    monkeypatch.setattr(paddle, "run", forget)
+    report = check("fast-transformer", small("fast-transformer", steps=(3,)))
+    assert diverged(report, 3) == {"layers.0.0.norm"}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +254,7 @@ def test_losing_a_comparison_is_inconclusive_not_aligned(small) -> None:
     ],
 )
 def test_bad_input_is_named(small, changes, said) -> None:
-    with pytest.raises((AlignmentError, ValueError), match=said):
+    with pytest.raises((AlignmentError, checkpoints.CheckpointError, DataError), match=said):
         check("fast-transformer", small("fast-transformer", **changes))
 
 
@@ -264,3 +279,142 @@ def test_json_has_no_infinity(small) -> None:
     document = json.loads(to_json(report), parse_constant=lambda name: pytest.fail(name))
     jsonschema.validate(document, json.loads(SCHEMA.read_text()))
     assert any(math.isinf(t.strain) for t in report.twins[0].stages[0].tensors)
+
+
+# ------------------------------------------------------------------------------- faults that only a patched candidate shows
+
+
+def patched(monkeypatch, change):
+    """Every Paddle model the adapter builds is changed by `change(model)`."""
+    paddle = get_framework("paddle")
+    build = paddle.build
+
+    def build_and_change(target, settings, seed=0, criterion=False):
+        model = build(target, settings, seed, criterion)
+        change(model)
+        return model
+
+    monkeypatch.setattr(paddle, "build", build_and_change)
+
+
+def diverged(report, step: int) -> set[str]:
+    stage = next(stage for stage in report.twins[0].stages if stage.step == step)
+    return {tensor.name for tensor in stage.tensors if tensor.verdict == "diverged"}
+
+
+def test_a_buffer_the_candidate_computes_wrongly_is_seen_though_loading_would_hide_it(small, monkeypatch) -> None:
+    def scale(model) -> None:
+        for name, buffer in model.named_buffers():
+            if name.endswith("freqs"):
+                buffer.set_value(buffer * 3.0)
+
+    patched(monkeypatch, scale)
+    report = check("fast-transformer", small("fast-transformer", settings={"absolute_pos_emb": False}))
+    assert diverged(report, 2) == {f"layers.{i}.0.fn.pos_emb.freqs" for i in (0, 1)}
+
+
+def test_another_dropout_rate_is_seen(small, monkeypatch) -> None:
+    paddle = get_framework("paddle")
+    patched(monkeypatch, lambda model: paddle.set_option(model, "Dropout", "p", 0.9))
+    report = check("fastformer-text-classifier", small("fastformer-text-classifier", steps=(1,)))
+    assert diverged(report, 1) == {"dropout"}
+
+
+def test_a_prediction_without_targets_that_differs_is_seen(small, monkeypatch) -> None:
+    def soften(model) -> None:
+        forward = model.forward
+        model.forward = lambda ids, targets=None: forward(ids, targets) if targets is not None else forward(ids) * 2
+
+    patched(monkeypatch, soften)
+    report = check("fast-transformer-classifier", small("fast-transformer-classifier", steps=(3,)))
+    assert diverged(report, 3) == {"logits without targets"}
+
+
+def test_a_cut_gradient_is_seen(small, monkeypatch) -> None:
+    def cut(model) -> None:
+        layer = model.fastformer_model.pooler.att_fc1
+        forward = layer.forward
+        layer.forward = lambda x: forward(x).detach()
+
+    patched(monkeypatch, cut)
+    report = check("fast-transformer-classifier", small("fast-transformer-classifier", steps=(3, 5)))
+    assert not diverged(report, 3)
+    assert {"fastformer_model.pooler.att_fc1.weight", "fastformer_model.pooler.att_fc1.bias"} <= diverged(report, 5)
+
+
+def test_one_wrong_element_of_one_gradient_is_seen(small, monkeypatch) -> None:
+    paddle = get_framework("paddle")
+
+    def wrong(gradient: np.ndarray) -> np.ndarray:
+        changed = gradient.copy()
+        changed[2, 1] *= 1 + 1e-6
+        return changed
+
+    patched(monkeypatch, lambda model: paddle.replace_gradient(model, "query.weight", wrong))
+    report = check("fastformer-text-classifier", small("fastformer-text-classifier", steps=(5,)))
+    assert diverged(report, 5) == {"query.weight"}
+    tensor = next(t for t in report.twins[0].stages[0].tensors if t.verdict == "diverged")
+    assert tensor.worst_index == (1, 2), "in the reference's layout"
+    assert tensor.root
+
+
+@pytest.mark.parametrize("output", ["cut", "flat"])
+def test_logits_of_another_shape_diverge_and_the_report_is_whole(small, monkeypatch, output) -> None:
+    def reshape(model) -> None:
+        forward = model.forward
+        model.forward = lambda x, mask: forward(x, mask)[:, :-1] if output == "cut" else forward(x, mask)[None]
+
+    patched(monkeypatch, reshape)
+    report = check("fast-transformer", small("fast-transformer", steps=(1, 3)))
+    assert report.verdict == "diverged"
+    assert report.twins[0].stages[0].verdict == "aligned"
+
+
+def test_nan_logits_on_both_sides_are_not_aligned(small, tmp_path) -> None:
+    experiment = prepare(get_twin("fastformer-text-classifier"), small("fastformer-text-classifier", steps=(3,)))
+    state = dict(experiment.weights["random"])
+    state["fc.bias"] = np.full_like(state["fc.bias"], np.nan)
+    checkpoints.write(tmp_path / "nan.safetensors", state)
+    options = small("fastformer-text-classifier", steps=(3,), weights=str(tmp_path / "nan.safetensors"))
+    assert check("fastformer-text-classifier", options).verdict != "aligned"
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), RuntimeError("out of order"), ImportError("no module")])
+def test_a_candidate_that_stops_or_breaks_is_named_and_never_passes(small, monkeypatch, error) -> None:
+    def broken(model) -> None:
+        def forward(*_: object) -> None:
+            raise error
+
+        model.forward = forward
+
+    patched(monkeypatch, broken)
+    with pytest.raises(AlignmentError, match="the candidate"):
+        check("fast-transformer", small("fast-transformer", steps=(3,)))
+
+
+def test_parameters_frozen_on_both_sides_are_aligned(small, monkeypatch) -> None:
+    def freeze(model) -> None:
+        model.fc.bias.stop_gradient = True
+
+    torch = get_framework("torch")
+    build = torch.build
+
+    def frozen(target, settings, seed=0, criterion=False):
+        model = build(target, settings, seed, criterion)
+        model.fc.bias.requires_grad_(False)
+        return model
+
+    patched(monkeypatch, freeze)
+    monkeypatch.setattr(torch, "build", frozen)
+    report = check("fastformer-text-classifier", small("fastformer-text-classifier"))
+    assert report.verdict == "aligned"
+
+
+def test_saturated_weights_are_no_false_alarm(small, tmp_path) -> None:
+    experiment = prepare(get_twin("fast-transformer-classifier"), small("fast-transformer-classifier"))
+    state = {name: value * np.float32(30) for name, value in experiment.weights["random"].items()}
+    checkpoints.write(tmp_path / "large.safetensors", state)
+    options = small("fast-transformer-classifier", steps=(3, 4, 5), weights=str(tmp_path / "large.safetensors"))
+    bad = [t.reason for s in check("fast-transformer-classifier", options).twins[0].stages for t in s.tensors
+           if t.verdict != "aligned"]  # fmt: skip
+    assert not bad

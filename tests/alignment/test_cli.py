@@ -221,7 +221,7 @@ def test_configuration_is_read_from_pyproject_too(tmp_path) -> None:
     (tmp_path / "pyproject.toml").write_text(
         "[tool.alignment]\nset = {dim = 32, absolute_pos_emb = false}\n[tool.x]\ny = 1\n"
     )
-    assert read_config(None, {"set"}) == {"set": ["dim=32", "absolute_pos_emb=false"]}
+    assert read_config(None, {"set"}, repeated={"set"}) == {"set": ["dim=32", "absolute_pos_emb=false"]}
     (tmp_path / "pyproject.toml").write_text("[tool.alignment\n")
     with pytest.raises(AlignmentError, match=r"pyproject\.toml"):
         read_config(None, {"set"})
@@ -233,3 +233,53 @@ def test_ctrl_c_is_one_line(capsys, monkeypatch) -> None:
 
     monkeypatch.setattr("alignment.commands.check.check", interrupted)
     refused(capsys, ["check"], "interrupted")
+
+
+def test_a_closed_pipe_does_not_change_the_verdict(small_arguments) -> None:
+    command = f"{sys.executable} -m alignment check {' '.join(small_arguments('fastformer-text-classifier'))} --step 1 --verbose"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_report_through_a_link_or_to_a_device_leaves_them_what_they_are(tmp_path, small_arguments) -> None:
+    target = tmp_path / "target.json"
+    target.write_text("old")
+    (tmp_path / "link.json").symlink_to(target)
+    arguments = ["check", *small_arguments("fastformer-text-classifier"), "--step", "1", "--quiet", "--json"]
+    assert run([*arguments, "link.json"]) == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads(target.read_text())["verdict"] == "aligned"
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
+    assert run([*arguments, "pipe"]) == 0
+    assert json.loads(reader.communicate()[0])["verdict"] == "aligned"
+    assert not (tmp_path / "pipe").is_file()
+
+
+@pytest.mark.parametrize(
+    "line", ["batch-size = [1, 2]", "quiet = 7", "seed = 'x'", "[tool.alignment]", "twin = {a = 1}"]
+)
+def test_senseless_values_in_a_configuration_file(capsys, tmp_path, line) -> None:
+    (tmp_path / "alignment.toml").write_text(line + "\n")
+    assert run(["check", "--step", "1"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_is_typed_goes_before_a_configuration_file(tmp_path, small_arguments) -> None:
+    (tmp_path / "alignment.toml").write_text("all = true\nstep = 1\nquiet = true\n")
+    assert run(["check", *small_arguments("fastformer-text-classifier"), "--json", "report.json"]) == 0
+    assert [twin["twin"] for twin in json.loads((tmp_path / "report.json").read_text())["twins"]] == [
+        "fastformer-text-classifier"
+    ]
+
+
+def test_an_internal_error_is_no_verdict(capsys, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("alignment.commands.check.check", broken)
+    assert run(["check"]) == 2
+    assert "internal error" in capsys.readouterr().err
