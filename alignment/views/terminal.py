@@ -51,7 +51,7 @@ def _print_twin(twin: TwinResult, console: Console, verbose: bool) -> None:
 
 
 def _print(console: Console, indent: int, text: str, style: str) -> None:
-    console.print(Padding(Text(text, style), (0, 0, 0, indent)))
+    console.print(Padding(Text(text, style), (0, 0, 0, indent), expand=False))
 
 
 def _print_stage(stage: StageResult, console: Console, verbose: bool, shown: int) -> None:
@@ -105,7 +105,7 @@ def _print_tensors(tensors: Iterable[TensorResult], console: Console) -> None:
         shape = f" {list(tensor.shape)}" if tensor.shape else ""
         label = Text.assemble((names, ""), (f"\n{tensor.record}{shape}", "dim"))
         table.add_row(mark, label, _figure(tensor.seen), _figure(tensor.allowed), Text(tensor.reason + _where(tensor)))
-    console.print(Padding(table, (0, 0, 0, 4)))
+    console.print(Padding(table, (0, 0, 0, 4), expand=False))
 
 
 def _where(tensor: TensorResult) -> str:
