@@ -243,11 +243,11 @@ def measure(pair: Pair, tolerance: Tolerance) -> Comparison:
         _strain(seen, allowed),
         error32=_rms(error),
         noise32=max(_rms(error) for error in errors),
-        # One unit in the last place of the tensor's own size: what a correctly rounded result may differ by.
-        floor32=EPS32 * (_rms(truth) + tolerance.floor_ulps * pair.scale32),
+        # Two units in the last place of the tensor's own size: a few correctly rounded operations may differ by that.
+        floor32=EPS32 * (2.0 * _rms(truth) + tolerance.floor_ulps * pair.scale32),
         sequential=_sequential(pair.summands),
         worst_index32=_worst(error),
-        largest32=(float(error.max()), noise_max, EPS32 * (size + tolerance.floor_ulps * pair.scale32)),
+        largest32=(float(error.max()), noise_max, EPS32 * (2.0 * size + tolerance.floor_ulps * pair.scale32)),
     )
 
 
