@@ -29,6 +29,8 @@ Progress = Callable[[], None]
 # Adam's epsilon, the default of both frameworks, and the one the first step's formula below needs.
 ADAM_EPSILON = 1e-8
 CRITERION_RANGE = 32.0
+# How the reason of a parameter without a gradient begins.
+UNUSED = "unused"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def run_stages(experiment: Experiment, progress: Progress) -> tuple[StageResult,
             judged, reason = [], str(error)
         for stage in running:
             tensors = tuple(tensor for tensor in judged if tensor.record in stage.records)
-            results.append(StageResult(stage.step, stage.name, tensors or (_not_run(reason),)))
+            results.append(StageResult(stage.step, stage.name, tensors or (_not_run(reason),), _unused_note(tensors)))
     return _mark_root(results)
 
 
@@ -64,6 +66,11 @@ def _judged(experiment: Experiment, stages: list[Stage], progress: Progress) -> 
     if experiment.layout is None:
         raise AlignmentError(_no_weights(experiment).reason)
     return judge_cases(experiment, any("gradient" in stage.records for stage in stages), progress)
+
+
+def _unused_note(tensors: tuple[TensorResult, ...]) -> tuple[str, ...]:
+    names = [tensor.name for tensor in tensors if tensor.record == "gradient" and tensor.reason.startswith(UNUSED)]
+    return (f"{UNUSED}, by no path from the loss: {', '.join(names)}",) if names else ()
 
 
 def _not_run(reason: str) -> TensorResult:
@@ -504,12 +511,12 @@ def _unused(ours: list[NDArray | None], theirs: list[NDArray | None]) -> Compari
     if all(value is not None for value in (*ours, *theirs)):
         return None
     if all(value is None for value in (*ours, *theirs)):
-        return Comparison("aligned", "metadata", "unused on both sides: neither gives it a gradient")
+        return Comparison("aligned", "metadata", f"{UNUSED} on both sides: neither gives it a gradient")
     given = [value for value in (*ours, *theirs) if value is not None]
     side = "reference" if ours[0] is None else "candidate"
     if all(not value.any() for value in given):
         reason = (
-            f"unused: no gradient on the {side} side, zeros on the other; an optimizer with momentum or weight decay "
+            f"{UNUSED}: no gradient on the {side} side, zeros on the other; an optimizer with momentum or weight decay "
             "treats the two differently"
         )
         return Comparison("aligned", "metadata", reason, given[0].shape)

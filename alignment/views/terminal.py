@@ -68,9 +68,8 @@ def _print_stage(stage: StageResult, console: Console, verbose: bool, shown: int
         (f"  {counted}", "dim"),
     )
     console.print(line)
-    if verbose or bad:
-        for note in stage.notes:
-            _print(console, 6, note, "dim")
+    for note in stage.notes:
+        _print(console, 6, note, "dim")
     if verbose:
         _print_tensors(stage.tensors, console)
     elif bad:

@@ -410,6 +410,38 @@ def test_parameters_frozen_on_both_sides_are_aligned(small, monkeypatch) -> None
     assert report.verdict == "aligned"
 
 
+def test_unused_parameters_are_named(small) -> None:
+    options = small("fastformer-classifier", steps=(5,), settings={"pooler_count": 2})
+    stage = check("fastformer-classifier", options).twins[0].stages[0]
+    assert stage.verdict == "aligned"
+    (note,) = stage.notes
+    assert "fastformer_model.poolers.1.att_fc1.weight" in note
+    assert "poolers.0" not in note
+
+
+def test_no_gradient_against_zeros_is_named(small, monkeypatch) -> None:
+    paddle = get_framework("paddle")
+    run = paddle.run
+
+    def zeros(*arguments, **options):
+        trace = run(*arguments, **options)
+        shapes = {name: parameter.shape for name, parameter in arguments[0].named_parameters()}
+        records = [
+            replace(r, value=np.zeros(shapes[r.name], trace.dtype)) if r.kind == "gradient" and r.value is None else r
+            for r in trace.records
+        ]
+        return replace(trace, records=tuple(records))
+
+    monkeypatch.setattr(paddle, "run", zeros)
+    options = small("fastformer-classifier", steps=(5,), settings={"pooler_count": 2})
+    stage = check("fastformer-classifier", options).twins[0].stages[0]
+    tensor = next(
+        t for t in stage.tensors if t.name == "fastformer_model.poolers.1.att_fc1.weight" and t.record == "gradient"
+    )
+    assert "zeros on the other" in tensor.reason
+    assert tensor.name in stage.notes[0]
+
+
 def test_saturated_weights_are_no_false_alarm(small, tmp_path) -> None:
     experiment = prepare(get_twin("fast-transformer-classifier"), small("fast-transformer-classifier"))
     state = {name: value * np.float32(30) for name, value in experiment.weights["random"].items()}
