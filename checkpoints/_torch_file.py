@@ -206,17 +206,38 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: np.dtype |
     return np.lib.stride_tricks.as_strided(flat, size, [step * kind.itemsize for step in stride])
 
 
-def _rebuild_v2(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
+def _rebuild_v2(
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any = None, __: Any = None, metadata: Any = None
+) -> np.ndarray:
+    _plain(metadata)
     return _tensor(storage, offset, size, stride)
 
 
 def _rebuild_v3(
-    storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, metadata: Any = None
 ) -> np.ndarray:
+    _plain(metadata)
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, _pickle.Word) else ""
     if name not in DTYPES:
         raise CheckpointError("a tensor of unknown dtype")
     return _tensor(storage, offset, size, stride, DTYPES[name])
+
+
+def _plain(metadata: Any) -> None:
+    """CheckpointError where torch's metadata says that the values are not those of the storage, or what we don't know.
+
+    Lazy conjugation and negation (``tensor.conj()``, ``tensor.conj().imag``) are stored as such a flag.
+    """
+    if metadata is not None and type(metadata) is not dict:
+        raise CheckpointError("a tensor whose metadata is no dictionary")
+    for flag, value in (metadata or {}).items():
+        if flag not in ("conj", "neg") or type(value) is not bool:
+            raise CheckpointError(f"refused: a tensor with the metadata {str(flag)[:80]!r}, whose meaning is unknown")
+        if value:
+            raise CheckpointError(
+                f"a tensor with torch's flag {flag!r} (its storage holds other values than it has): "
+                f"save tensor.resolve_{flag}() instead"
+            )
 
 
 def _rebuild_parameter(tensor: Any, *_: Any) -> np.ndarray:

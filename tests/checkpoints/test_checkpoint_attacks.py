@@ -349,10 +349,21 @@ def integer(value: int) -> bytes:
     return b"\x8a" + bytes([len(raw)]) + raw
 
 
-def tensor(reference: bytes, offset: int, size: list[int], stride: list[int]) -> bytes:
+def tensor(reference: bytes, offset: int, size: list[int], stride: list[int], metadata: bytes = b"") -> bytes:
     axes = [b"(" + b"".join(map(integer, values)) + b"t" for values in (size, stride)]
     rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n(" + reference + integer(offset) + b"".join(axes)
-    return b"\x80\x02}" + text("w") + rebuilt + b"\x89ccollections\nOrderedDict\n)RtRs."
+    return b"\x80\x02}" + text("w") + rebuilt + b"\x89ccollections\nOrderedDict\n)R" + metadata + b"tRs."
+
+
+@pytest.mark.parametrize("metadata", [b"}" + text("future") + b"\x88s", b"}" + text("conj") + b"K\x01s", b"K\x01"])
+def test_tensor_metadata_of_unknown_meaning_is_refused(tmp_path: Path, metadata: bytes) -> None:
+    members = {"a/data/0": bytes(16)}
+    one = storage("FloatStorage", "0", 4)
+    (tmp_path / "a.pth").write_bytes(zip_of(tensor(one, 0, [4], [1], b"}" + text("neg") + b"\x89s"), **members))
+    assert read(tmp_path / "a.pth")["w"].shape == (4,)
+    (tmp_path / "a.pth").write_bytes(zip_of(tensor(one, 0, [4], [1], metadata), **members))
+    with pytest.raises(CheckpointError, match=r"a\.pth: .*metadata"):
+        read(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(

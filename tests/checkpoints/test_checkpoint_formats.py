@@ -135,6 +135,19 @@ def test_torch_files_are_read_without_torch(tmp_path: Path, zipped: bool) -> Non
         assert found[name].dtype.name == str(tensor.dtype).removeprefix("torch."), name
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_s_lazy_conjugate_and_negative_are_not_read_as_other_values(tmp_path: Path, zipped: bool) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "a.pth"
+    values = torch.tensor([1 + 2j, 3 - 4j])
+    for tensor, flag in ((values.conj(), "conj"), (values.conj().imag, "neg")):
+        torch.save({"w": tensor}, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(CheckpointError, match=rf"a\.pth: a tensor with torch's flag '{flag}'.*resolve_{flag}"):
+            read(path)
+    torch.save({"w": values.conj().resolve_conj()}, path, _use_new_zipfile_serialization=zipped)
+    assert read(path)["w"].tolist() == [1 - 2j, 3 + 4j]
+
+
 def test_the_state_dict_of_a_torch_module_is_read(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
