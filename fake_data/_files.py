@@ -17,7 +17,18 @@ from fake_data.errors import DataError
 
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends well, and leaves no trace when it does not."""
+    """A new file that takes the place of `path` when the block ends well, and leaves no trace when it does not.
+
+    A symbolic link keeps pointing where it points; a device or pipe is written to as it is.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        try:
+            with path.open("wb") as special:
+                yield special
+        except OSError as error:
+            raise DataError(f"{path} can't be written: {error.strerror}") from error
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

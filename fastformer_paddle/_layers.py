@@ -27,6 +27,15 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, uniform, uniform if bias_attr else False)
 
 
+def stop_padding(rows: Tensor, real: Tensor) -> Tensor:
+    """The same rows; no gradient goes back through those that are not real: b n d, b n -> b n d."""
+    keep = real.astype(rows.dtype).unsqueeze(-1)
+    if paddle.in_dynamic_mode():
+        rows.register_hook(lambda gradient: gradient * keep)
+        return rows
+    return rows * keep + rows.detach() * (1.0 - keep)  # a compiled program has no hooks
+
+
 class Embedding(nn.Embedding):
     """Starts and pads as torch's does: N(0, 1), and the padding row is looked up like any other but never trains.
 
@@ -39,10 +48,7 @@ class Embedding(nn.Embedding):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = nn.functional.embedding(x, self.weight)
-        if self.padding_idx is not None and not rows.stop_gradient:
-            real = (x != self.padding_idx).astype(rows.dtype).unsqueeze(-1)
-            rows.register_hook(lambda gradient: gradient * real)
-        return rows
+        return rows if self.padding_idx is None or rows.stop_gradient else stop_padding(rows, x != self.padding_idx)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -60,7 +66,8 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     """Cross entropy, exact: on a CPU Paddle's own takes no probability to be below exp(-64)."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:  # b c, b -> []
-        losses = logits.logsumexp(-1) - logits.take_along_axis(targets[:, None], 1)[:, 0]
+        shifted = logits - logits.max(-1, keepdim=True).detach()  # or the loss of a confident prediction cancels
+        losses = shifted.exp().sum(-1).log() - shifted.take_along_axis(targets[:, None], 1)[:, 0]
         return losses if self.reduction == "none" else getattr(losses, self.reduction)()
 
 

@@ -5,6 +5,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -28,18 +29,28 @@ def check_multiple(name: str, value: int, of: str, divisor: int) -> None:
 
 def check_embeddings(embeddings: object, shape: list[int], largest: float) -> np.ndarray:
     """Pretrained vectors as an array whose every value the model's dtype can hold."""
-    array = np.asarray(embeddings)
+    try:
+        array = np.asarray(embeddings)
+    except (TypeError, ValueError):  # ragged, or of a dtype that NumPy lacks
+        array = np.empty(0, dtype=object)
     if array.dtype.kind != "f" or list(array.shape) != shape:
         given = f"{array.dtype} of shape {list(array.shape)}"
         raise ValueError(f"embeddings must be a floating-point array of shape {shape} [vocab_size, embed], not {given}")
     wrong = np.sum(~(np.abs(array.astype(np.float64)) <= largest))  # a NaN is not <= anything
     if wrong:
         raise ValueError(f"embeddings must be finite and at most {largest:.4g} in size; {wrong} values are not")
-    return array
+    return np.ascontiguousarray(array, np.float64 if array.dtype.itemsize > 4 else np.float32)
+
+
+def tracing() -> bool:
+    """A compiler looks at shapes and values that are not there yet: nothing can be checked."""
+    return torch.compiler.is_compiling()
 
 
 def check_ids(name: str, ids: Any, values: tuple[str, int], limit: tuple[str, int] | None, ranges: bool | None) -> None:
     """Token ids: int64 [batch, length] with 1 <= length <= limit, every id below the number of values."""
+    if tracing():
+        return
     check_tensor(name, ids, "int64", "[batch, length]", 2)
     length = ids.shape[1]
     if limit is not None and not 1 <= length <= limit[1]:
@@ -51,13 +62,30 @@ def check_ids(name: str, ids: Any, values: tuple[str, int], limit: tuple[str, in
 
 def check_mask(mask: Any, ids: Tensor) -> None:
     """A mask says True for a real token and has the shape of the ids."""
+    if tracing():
+        return
     check_tensor("mask", mask, "bool", "[batch, length]", 2)
     if list(mask.shape) != list(ids.shape):
         raise ValueError(f"mask has shape {list(mask.shape)}; allowed is that of the ids, {list(ids.shape)}")
 
 
+def check_pooled(embeddings: Tensor, mask: Tensor, limit: int) -> None:
+    """What `fastformer_model` is given: embeddings [batch, length, dim] with 1 <= length <= limit, and their mask."""
+    if tracing():
+        return
+    if not 1 <= embeddings.shape[1] <= limit:
+        given = f"embeddings has length {embeddings.shape[1]}"
+        raise ValueError(f"{given}; allowed are 1 to {limit} (max_position_embeddings)")
+    if list(mask.shape) != list(embeddings.shape[:2]):
+        raise ValueError(
+            f"mask has shape {list(mask.shape)}; allowed is that of the embeddings, {list(embeddings.shape[:2])}"
+        )
+
+
 def check_targets(targets: Any, ids: Tensor, classes: int, ranges: bool | None) -> None:
     """Targets: int64 [batch], at least one (the mean of no losses is undefined), every one in 0 .. classes - 1."""
+    if tracing():
+        return
     check_tensor("targets", targets, "int64", "[batch]", 1)
     if targets.shape[0] != ids.shape[0]:
         raise ValueError(f"targets has length {targets.shape[0]}; allowed is that of the batch, {ids.shape[0]}")

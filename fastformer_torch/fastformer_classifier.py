@@ -6,7 +6,7 @@ Source: "Fastformer: Additive Attention Can Be All You Need", arXiv 2108.09084.
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_ids, check_multiple, check_number, check_sizes, check_targets
+from ._checks import check_ids, check_multiple, check_number, check_pooled, check_sizes, check_targets
 from ._layers import AttentionPooling, CrossEntropyLoss, Embedding, LayerNorm, Linear, initialise, pool_heads
 
 
@@ -88,6 +88,7 @@ class Fastformer(nn.Module):
     def forward(self, embeddings: Tensor, mask: Tensor, pooler_index: int = 0) -> Tensor:  # b n d, b n -> b d
         if not 0 <= pooler_index < len(self.poolers):
             raise ValueError(f"pooler_index is {pooler_index}; allowed are 0 to {len(self.poolers) - 1}")
+        check_pooled(embeddings, mask, self.position_embeddings.weight.shape[0])
         mask = mask.to(embeddings.dtype)
         additive = (1.0 - mask[:, None]) * -10000.0  # b 1 n
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)

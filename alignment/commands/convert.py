@@ -93,6 +93,7 @@ def command(
     if layout_file and (assignments or names_file):
         raise click.UsageError("--set and --names go with --twin; a layout file already says all they could.")
     _check_outputs(source, destination, save_layout, force)
+    _check_apart([source, layout_file, names_file], [destination, save_layout])
 
     with progress("converting") as say:
         say(f"reading {source}")
@@ -118,9 +119,9 @@ def command(
             raise CheckpointError(f"{source}: {error}") from error
         held = _models_agree(live, layout, tensors, converted) if live else None
         say(f"writing {destination}")
-        write(destination, converted)
         if save_layout:
             layout.save(save_layout)
+        write(destination, converted)
     _summarise(Console(highlight=False), destination, checkpoint.notes, layout, proof, held)
     return 0
 
@@ -132,6 +133,14 @@ def _check_outputs(source: Path, destination: Path, save_layout: Path | None, fo
     for path in (destination, save_layout):
         if path is not None and path.exists() and not force:
             raise CheckpointError(f"{path}: exists; choose another name, or overwrite it with --force")
+
+
+def _check_apart(inputs: list[Path | None], outputs: list[Path | None]) -> None:
+    """No output may be an input or the other output, whatever --force says: one of the two would be lost."""
+    places = [path.resolve() for path in (*inputs, *outputs) if path is not None]
+    for path in outputs:
+        if path is not None and places.count(path.resolve()) > 1:
+            raise CheckpointError(f"{path}: is named twice, and would be overwritten; choose another name")
 
 
 def _frameworks(source: Path, destination: Path, from_: str | None, to: str | None) -> tuple[str, str]:
@@ -246,7 +255,8 @@ def _summarise(
     table.add_row("there and back", "bit-identical")
     if held is not None:
         table.add_row(
-            "live models", "hold equal tensors, bit for bit" if held else "not compared: the file is no float32"
+            "live models",
+            "hold equal tensors, bit for bit" if held else "not compared: other dtypes or names than the models'",
         )
     console.print(table)
     for extra in (*layout.dropped, *layout.filled):

@@ -61,7 +61,7 @@ def batches(
 
     One file each, and manifest.json with seed, shapes and hashes.
     """
-    _refuse_overwriting(out / "manifest.json", force)
+    _refuse_overwriting(out, force)
     twin = get_twin(name)
     spec = twin.inputs(parse_settings(twin, assignments))
     length = min(DEFAULT_LENGTH, spec.max_length) if length is None else length
@@ -131,7 +131,9 @@ def amazon(
 
     FILE holds JSON lines or Python dict literals, gzip or plain.
     """
-    _refuse_overwriting(out / "manifest.json", force)
+    _refuse_overwriting(out, force)
+    if file.resolve().parent == out.resolve():
+        raise AlignmentError(f"{file} lies in {out}, where it might be overwritten; choose another --out")
     reading = f"reading {file.name}"
     with progress(reading) as show:
         tokenised = tokenise_reviews(
@@ -158,5 +160,7 @@ def amazon(
 
 
 def _refuse_overwriting(path: Path, force: bool) -> None:
-    if path.exists() and not force:
-        raise AlignmentError(f"{path} exists; use --force to replace it, or another --out")
+    if force or not (path.is_symlink() or path.exists()) or (path.is_dir() and not any(path.iterdir())):
+        return
+    what = "is not empty" if path.is_dir() else "exists"
+    raise AlignmentError(f"{path} {what}; use --force to replace what has the same name, or another --out")

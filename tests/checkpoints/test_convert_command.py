@@ -110,7 +110,7 @@ def test_half_precision_stays_what_it_is(tmp_path: Path, capsys: pytest.CaptureF
         there, away, back = (tmp_path / f"{dtype}{suffix}" for suffix in (".pth", ".pdparams", "_back.pth"))
         write(there, half)
         assert run(["convert", str(there), str(away), *twin]) == 0
-        assert "not compared: the file is no float32" in capsys.readouterr().out
+        assert "not compared: other dtypes or names than the models'" in capsys.readouterr().out
         if dtype == "bfloat16":
             assert run(["convert", str(away), str(back), *twin]) == 2
             assert "sixteen raw bits may be bfloat16" in capsys.readouterr().err
@@ -299,3 +299,16 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         "--bfloat16",
     ):
         assert option in shown
+
+
+def test_no_output_may_be_an_input_or_the_other_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, destination = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    write(source, state_of("fastformer-text-classifier"))
+    before = source.read_bytes()
+    common = ["--twin", "fastformer-text-classifier", "--from", "torch", "--to", "paddle", "--force", "--save-layout"]
+    for layout in (source, destination):
+        assert run(["convert", str(source), str(destination), *common, str(layout)]) == 2
+        assert "named twice" in capsys.readouterr().err
+    assert run(["convert", str(source), str(destination), *common, str(tmp_path / "no" / "layout.json")]) == 2
+    assert source.read_bytes() == before
+    assert not destination.exists()

@@ -100,3 +100,25 @@ def test_what_cannot_be_done_is_said_in_a_line(
     assert says in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_the_historical_names_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert align("synthetic", "--count", 400, "--out", tmp_path / "r.json.gz") == 0
+    folder = tmp_path / "historical"
+    folder.mkdir()
+    (folder / "data.npy").write_bytes(b"mine")
+    assert align("amazon", tmp_path / "r.json.gz", "--out", folder) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert (folder / "data.npy").read_bytes() == b"mine"
+    assert align("amazon", tmp_path / "r.json.gz", "--out", tmp_path, "--force") == 2
+    assert "might be overwritten" in capsys.readouterr().err
+
+
+def test_a_link_keeps_pointing_where_it_points(tmp_path: Path):
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    assert align("synthetic", "--count", 3, "--out", link) == 2
+    assert align("synthetic", "--count", 3, "--out", link, "--force") == 0
+    assert link.is_symlink()
+    assert len(target.read_text().splitlines()) == 3

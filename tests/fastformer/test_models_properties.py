@@ -420,3 +420,44 @@ def test_on_an_accelerator(framework: str, name: str) -> None:
     finally:
         if framework == "paddle":
             paddle.set_device("cpu")
+
+
+def test_the_loss_of_a_confident_prediction_keeps_its_digits() -> None:
+    from fastformer_paddle._layers import CrossEntropyLoss
+
+    for logits in ([100.0, 90.0], [20.0, 8.0], [1000.0, 990.0], [12.0, 2.0, 1.0]):
+        ours = torch.nn.CrossEntropyLoss()(torch.tensor([logits]), torch.tensor([0])).item()
+        theirs = CrossEntropyLoss()(paddle.to_tensor([logits]), paddle.to_tensor([0])).item()
+        assert theirs == pytest.approx(ours, rel=1e-5)
+
+
+def test_a_compiled_paddle_model_gives_the_same_and_keeps_its_padding_row() -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 16, "max_position_embeddings": 12}
+    model = fastformer_paddle.FastformerClassifier(vocab_size=30, num_classes=5, dropout=0.0, **sizes)
+    ids = paddle.to_tensor([[3, 4, 5, 0], [7, 8, 0, 0]])
+    expected = model(ids)
+    compiled = paddle.jit.to_static(model, full_graph=True)
+    assert float((compiled(ids) - expected).abs().max()) < 1e-6
+    compiled(ids).sum().backward()
+    gradient = model.word_embedding.weight.grad
+    assert float(gradient.abs().max()) > 0
+    assert float(gradient[0].abs().max()) == 0
+
+
+def test_the_torch_model_can_be_exported() -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 16, "max_position_embeddings": 12}
+    model = fastformer_torch.FastformerClassifier(vocab_size=30, num_classes=5, **sizes).eval()
+    ids = torch.tensor([[3, 4, 5, 0]])
+    assert torch.equal(torch.export.export(model, (ids,)).module()(ids), model(ids))
+
+
+def test_the_encoder_called_by_itself_checks_what_it_is_given() -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 16, "max_position_embeddings": 6}
+    messages = []
+    for package, zeros in ((fastformer_torch, torch.zeros), (fastformer_paddle, paddle.zeros)):
+        encoder = package.FastformerClassifier(vocab_size=30, num_classes=5, **sizes).fastformer_model
+        for embeddings, mask in (((2, 7, 16), (2, 7)), ((2, 4, 16), (1, 1))):
+            with pytest.raises(ValueError, match="allowed") as error:
+                encoder(zeros(embeddings), zeros(mask))
+            messages.append(str(error.value))
+    assert messages[:2] == messages[2:]
