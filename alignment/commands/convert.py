@@ -181,10 +181,14 @@ def _build(
     if absent:
         raise CheckpointError(f"the twin {twin.name} has no {absent[0]} side; it has {' and '.join(sorted(sides))}")
     source, target = (get_framework(framework) for framework in frameworks)
-    models = [
-        adapter.build(sides[framework].target, settings)
-        for adapter, framework in zip((source, target), frameworks, strict=True)
-    ]
+    try:
+        models = [
+            adapter.build(sides[framework].target, settings)
+            for adapter, framework in zip((source, target), frameworks, strict=True)
+        ]
+    except (ValueError, RuntimeError, MemoryError) as error:  # sizes read off a file may be anything
+        sizes = ", ".join(f"{name}={value}" for name, value in settings.items())
+        raise CheckpointError(f"no model of {twin.name} can be built with {sizes}: {error}") from error
     slots = source.slots(models[0])
     if names is not None:
         slots = as_stored(slots, tensors, names)
