@@ -23,6 +23,8 @@ from checkpoints.errors import CheckpointError
 MAX_OPCODES = 4_000_000
 MAX_NAME = 200
 MAX_AXES = 64
+# Sizes beyond this are lies; products of many such numbers take hours.
+MAX_SIZE = 2**63 - 1
 
 Call = Callable[..., Any]
 
@@ -280,7 +282,7 @@ def _build(target: Any, state: Any) -> None:
 
 def array(dtype: Any, shape: Any, raw: Any, order: Any) -> np.ndarray:
     """A view of `raw` as a NumPy array; CheckpointError where the number of bytes is not exactly right."""
-    if not isinstance(dtype, _DType) or type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape):
+    if not isinstance(dtype, _DType) or type(shape) is not tuple or not are_sizes(shape):
         raise ValueError("an array without a dtype and a shape")
     if isinstance(raw, list):
         raise CheckpointError("refused: an array of Python objects")
@@ -289,6 +291,11 @@ def array(dtype: Any, shape: Any, raw: Any, order: Any) -> np.ndarray:
     if not isinstance(data, (bytes, memoryview)) or len(data) != math.prod(shape) * kind.itemsize:
         raise CheckpointError(f"an array of shape {list(shape)} and dtype {kind} does not fit its bytes")
     return np.frombuffer(data, kind).reshape(shape, order="F" if order == "F" else "C")
+
+
+def are_sizes(numbers: Sequence[Any]) -> bool:
+    """Whether `numbers` may be a shape: few enough and small enough to be multiplied."""
+    return len(numbers) <= MAX_AXES and all(type(n) is int and 0 <= n <= MAX_SIZE for n in numbers)
 
 
 def _reconstruct(kind: Any, *_: Any) -> Array:

@@ -176,7 +176,7 @@ def _storage_reference(reference: Any, length: int) -> tuple[np.dtype | None, st
     if type(reference) is not tuple or len(reference) != length or reference[0] != "storage":
         raise CheckpointError("refused: a reference to what is no storage")
     _, kind, key, _, count = reference[:5]
-    if not isinstance(kind, _pickle.Word) or type(key) is not str or type(count) is not int or count < 0:
+    if not isinstance(kind, _pickle.Word) or type(key) is not str or not _pickle.are_sizes((count,)):
         raise CheckpointError("a reference to a storage without type, key and size")
     storage = kind.name.rpartition(".")[2]
     if storage == "UntypedStorage":
@@ -190,8 +190,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: np.dtype |
     if not isinstance(storage, _Storage) or type(size) is not tuple or type(stride) is not tuple:
         raise CheckpointError("a tensor without storage, size and stride")
     kind = dtype or storage.dtype
-    numbers = (offset, *size, *stride)
-    if kind is None or len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+    if kind is None or len(size) != len(stride) or not all(map(_pickle.are_sizes, ((offset,), size, stride))):
         raise CheckpointError("a tensor whose size, stride, offset or dtype is none")
     count = 1
     for n in size:

@@ -181,8 +181,8 @@ def _read_safetensors(path: Path, file: BinaryIO, entry: str | None) -> Checkpoi
             raise CheckpointError(f"{name}: must have dtype, shape and data_offsets")
         if info["dtype"] not in _SAFE_DTYPES:
             raise CheckpointError(f"{name}: dtype {str(info['dtype'])[:20]!r} is not supported")
-        numbers = (*info["shape"], *info["data_offsets"])
-        if len(info["data_offsets"]) != 2 or any(type(n) is not int or n < 0 for n in numbers):
+        sizes = _pickle.are_sizes(info["shape"]) and _pickle.are_sizes(info["data_offsets"])
+        if len(info["data_offsets"]) != 2 or not sizes:
             raise CheckpointError(f"{name}: shape and data_offsets must be sizes")
     tensors: dict[str, np.ndarray] = {}
     end = 0

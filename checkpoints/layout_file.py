@@ -15,6 +15,7 @@ from typing import Any
 
 from checkpoints._dtypes import DTYPES
 from checkpoints._files import write_aside
+from checkpoints._pickle import are_sizes
 from checkpoints.errors import CheckpointError
 from checkpoints.layouts import OPERATIONS, Operation, shape_after
 
@@ -179,7 +180,7 @@ def _dtype(entry: dict[str, Any], where: str) -> None:
 
 def _shape(entry: dict[str, Any], key: str, where: str) -> Shape:
     shape = entry[key]
-    ok = isinstance(shape, list) and all(type(axis) is int and 0 <= axis < 2**63 for axis in shape)
+    ok = isinstance(shape, list) and are_sizes(shape)
     _require(ok and math.prod(shape) < 2**63, f"{where}: {key} must be a list of sizes")
     return tuple(shape)
 

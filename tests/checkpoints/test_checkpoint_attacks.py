@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import io
+import json
 import os
 import pickle
 import struct
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
@@ -397,6 +399,26 @@ def test_tensors_stay_within_their_storage(
     (tmp_path / "a.pth").write_bytes(zip_of(tensor(storage(kind, "0", count), offset, size, stride), **members))
     with pytest.raises(CheckpointError, match=message):
         read(tmp_path / "a.pth")
+
+
+# Multiplied, a hundred thousand such sizes are a number of six million bits, reached in hours.
+HUGE = [[2**62] * 100_000, [1] * 65, [2**63]]
+
+
+@pytest.mark.parametrize("shape", HUGE, ids=["many", "axes", "size"])
+def test_huge_shapes_are_refused_before_they_are_multiplied(tmp_path: Path, shape: list[int]) -> None:
+    started = time.process_time()
+    one = storage("FloatStorage", "0", 4)
+    (tmp_path / "a.pth").write_bytes(zip_of(tensor(one, 0, shape, [0] * len(shape)), **{"a/data/0": bytes(16)}))
+    with pytest.raises(CheckpointError, match="size, stride, offset or dtype is none"):
+        read(tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="an array without a dtype and a shape"):
+        read(as_paddle(tmp_path / "a", array_pickle(tuple(shape), bytes(4))))
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(CheckpointError, match="shape and data_offsets must be sizes"):
+        read(tmp_path / "a.safetensors")
+    assert time.process_time() - started < 5
 
 
 def test_a_storage_key_is_no_path(tmp_path: Path) -> None:

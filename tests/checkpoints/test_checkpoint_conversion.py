@@ -356,6 +356,7 @@ def test_a_layout_file_gives_the_layout_again(tmp_path: Path) -> None:
         (lambda d: d["moves"][0].update(shape_to=[3, 2]), r"transpose does not make \[3, 2\] of \[3, 2\]"),
         (lambda d: d["moves"][0].update(shape_to=[True, 2]), "list of sizes"),
         (lambda d: d["moves"][0].update(shape_to=[2**40, 2**40]), "list of sizes"),
+        (lambda d: d["moves"][0].update(shape_to=[2**62] * 50_000), "list of sizes"),
         (lambda d: d["moves"].append(d["moves"][0]), r"source names a\.weight stand more than once"),
         (lambda d: d["moves"][1].update(target="a.weight", shape_to=[3]), "target names a.weight stand more than once"),
         (lambda d: d["dropped"][0].update(restored="yes"), "restored must be true or false"),
