@@ -144,7 +144,8 @@ def _layout(data: Any) -> Layout:
 
 def _move(entry: Any, where: str) -> Move:
     _keys(entry, Move, where)
-    _require(entry["operation"] in OPERATIONS, f"{where}: operation must be one of {', '.join(OPERATIONS)}")
+    known = isinstance(entry["operation"], str) and entry["operation"] in OPERATIONS
+    _require(known, f"{where}: operation must be one of {', '.join(OPERATIONS)}")
     _strings(entry, ("source", "target"), where)
     _dtype(entry, where)
     before, after = _shape(entry, "shape_from", where), _shape(entry, "shape_to", where)
@@ -175,7 +176,8 @@ def _strings(entry: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
 
 
 def _dtype(entry: dict[str, Any], where: str) -> None:
-    _require(entry["dtype"] in DTYPES, f"{where}: dtype must be one of {', '.join(DTYPES)}")
+    known = isinstance(entry["dtype"], str) and entry["dtype"] in DTYPES
+    _require(known, f"{where}: dtype must be one of {', '.join(DTYPES)}")
 
 
 def _shape(entry: dict[str, Any], key: str, where: str) -> Shape:
