@@ -6,6 +6,7 @@ pickles in a row followed by the storages. Read off torch 2.13 (torch/serializat
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -296,7 +297,8 @@ def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: memoryview) 
 def _pickled(key: str, name: str, array: np.ndarray) -> bytes:
     """The opcodes of one item: the name, then the call that rebuilds the tensor from its storage."""
     dtype = name_of(array.dtype)
-    strides = [step // array.dtype.itemsize for step in array.strides] if array.size else [1] * array.ndim
+    # Not the array's own strides: NumPy gives an axis of size one any, even a negative one.
+    strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
     if dtype in _STORAGE_OF:
         rebuild, storage, count, last = "_rebuild_tensor_v2", f"ctorch\n{_STORAGE_OF[dtype]}\n", array.size, b""
     else:

@@ -97,6 +97,18 @@ def test_torch_reads_what_is_written_here(tmp_path: Path) -> None:
     assert found["f8"].dtype == torch.float8_e4m3fn
 
 
+def test_odd_strides_of_axes_of_size_one_are_not_written(tmp_path: Path) -> None:
+    one = np.arange(6, dtype=np.float32).reshape(1, 6)[::-1]
+    wide = np.lib.stride_tricks.as_strided(np.arange(3, dtype=np.float32), (3, 1), (4, 400))
+    state = {"a": one, "b": wide, "c": np.empty((2, 0, 3), np.float32)}
+    write(tmp_path / "a.pth", state)
+    assert {name: bits(array) for name, array in read(tmp_path / "a.pth").items()} == {
+        name: bits(array) for name, array in state.items()
+    }
+    torch = pytest.importorskip("torch")
+    assert torch.load(tmp_path / "a.pth", weights_only=True)["a"].stride() == (6, 1)
+
+
 def test_storages_start_where_torch_can_map_them(tmp_path: Path) -> None:
     write(tmp_path / "a.pth", {"a": np.ones(3, np.float32), "long name " * 9: np.ones(5)})
     data = (tmp_path / "a.pth").read_bytes()
