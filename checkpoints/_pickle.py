@@ -10,6 +10,7 @@ Source of the facts: CPython's pickletools; NumPy's ``ndarray.__reduce__``; read
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,9 @@ from checkpoints.errors import CheckpointError
 MAX_OPCODES = 4_000_000
 MAX_NAME = 200
 MAX_AXES = 64
+# What is read may be this many times as large as the file or the storage it comes from, and small things larger.
+MAX_EXPANSION = 100
+SMALL = 1 << 26
 # Sizes beyond this are lies; products of many such numbers take hours.
 MAX_SIZE = 2**63 - 1
 
@@ -60,6 +64,16 @@ class _DType:
         if self.code in DTYPES:
             return DTYPES[self.code]
         return np.dtype(self.code).newbyteorder(">" if self.order == ">" else "<")
+
+
+class _Text:
+    """The dtype of a NumPy text scalar (``np.str_``) under construction."""
+
+    __slots__ = ("length", "order")
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.order = "<"
 
 
 class _Mark:
@@ -162,10 +176,7 @@ def load(
         elif op == b"G":  # BINFLOAT
             stack.append(struct.unpack(">d", take(8))[0])
         elif op == b"\x8a":  # LONG1
-            size = number("<B")
-            if size > 16:
-                raise CheckpointError(f"refused: an integer of {size} bytes")
-            stack.append(int.from_bytes(take(size), "little", signed=True))
+            stack.append(int.from_bytes(take(number("<B")), "little", signed=True))
         elif op == b"t":  # TUPLE
             stack.append(tuple(marked()))
         elif op == b"]":  # EMPTY_LIST
@@ -268,7 +279,7 @@ def _call(words: Mapping[str, Call | None], function: Any, arguments: Any) -> An
 
 
 def _build(target: Any, state: Any) -> None:
-    if isinstance(target, _DType):
+    if isinstance(target, (_DType, _Text)):
         order = state[1]
         if order not in ("<", ">", "|") or any(part is not None for part in state[2:5]):
             raise CheckpointError("refused: a NumPy dtype with fields")
@@ -282,6 +293,8 @@ def _build(target: Any, state: Any) -> None:
 
 def array(dtype: Any, shape: Any, raw: Any, order: Any) -> np.ndarray:
     """A view of `raw` as a NumPy array; CheckpointError where the number of bytes is not exactly right."""
+    if isinstance(dtype, _Text):
+        raise CheckpointError("refused: an array whose dtype is no plain number")
     if not isinstance(dtype, _DType) or type(shape) is not tuple or not are_sizes(shape):
         raise ValueError("an array without a dtype and a shape")
     if isinstance(raw, list):
@@ -304,9 +317,11 @@ def _reconstruct(kind: Any, *_: Any) -> Array:
     return Array()
 
 
-def _dtype(code: Any, *_: Any) -> _DType:
+def _dtype(code: Any, *_: Any) -> _DType | _Text:
     if isinstance(code, Word) and code.name.startswith("ml_dtypes."):
         return _DType(code.name.removeprefix("ml_dtypes."))
+    if isinstance(code, str) and re.fullmatch(r"[<>=]?U[0-9]{1,9}", code):
+        return _Text(int(code.lstrip("<>=")[1:]))
     if not isinstance(code, str) or code.lstrip("<>|=") not in _CODES:
         raise CheckpointError(
             "refused: an array of Python objects"
@@ -320,6 +335,11 @@ _CODES = frozenset(["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", 
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:
+    if isinstance(dtype, _Text):
+        if not isinstance(raw, (bytes, memoryview)) or len(raw) != 4 * dtype.length:
+            raise CheckpointError(f"a text of {dtype.length} characters does not fit its bytes")
+        # A long one stays what it is, a view: decoded a million times over, it would fill the memory.
+        return str(raw, "utf-32-be" if dtype.order == ">" else "utf-32-le") if dtype.length <= MAX_NAME else raw
     return array(dtype, (), raw, "C")[()]
 
 
@@ -348,6 +368,25 @@ def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     return made
 
 
+def _counter(counts: Any = None) -> dict[Any, Any]:
+    if counts is not None and type(counts) is not dict:
+        raise CheckpointError("refused: a Counter of what is no dictionary")
+    return {} if counts is None else counts
+
+
+def _default_dict(factory: Any = None, *more: Any) -> dict[Any, Any]:
+    # The factory is a word of the table; it is forgotten, so it can't be called.
+    if more or (factory is not None and not isinstance(factory, Word)):
+        raise CheckpointError("refused: a defaultdict of what is no known type")
+    return {}
+
+
+def _no_bytes(*more: Any) -> bytes:
+    if more:
+        raise CheckpointError("refused: a pickle that calls builtins.bytes")
+    return b""
+
+
 def _tuple(items: Any = ()) -> tuple[Any, ...]:
     if type(items) not in (tuple, list) or len(items) > MAX_AXES:
         raise CheckpointError("refused: a tuple of what is no short list")
@@ -357,7 +396,11 @@ def _tuple(items: Any = ()) -> tuple[Any, ...]:
 # The globals of a pickle of NumPy arrays and plain values.
 NUMPY_WORDS: dict[str, Call | None] = {
     "builtins.tuple": _tuple,
+    "builtins.bytes": _no_bytes,  # protocol 2 writes b"" as the call bytes()
     "collections.OrderedDict": _ordered_dict,
+    "collections.Counter": _counter,
+    "collections.defaultdict": _default_dict,
+    **dict.fromkeys(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "set", "str")),
     "_codecs.encode": _encode,
     "numpy.ndarray": None,
     "numpy.dtype": _dtype,

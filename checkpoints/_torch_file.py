@@ -198,8 +198,11 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: np.dtype |
         count *= n
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     held = storage.raw.size // kind.itemsize
-    if count and (last >= held or count > held):
+    if count and last >= held:
         raise CheckpointError(f"a tensor of size {list(size)} reaches beyond its storage of {held} elements")
+    # An expanded tensor shows elements several times (stride 0); who copies it pays for them.
+    if count > held and count * kind.itemsize > max(_pickle.MAX_EXPANSION * storage.raw.size, _pickle.SMALL):
+        raise CheckpointError(f"refused: a tensor of size {list(size)} made of a storage of {held} elements")
     if not count:
         return np.empty(size, kind)
     flat = storage.raw[: held * kind.itemsize].view(kind)[offset:]
@@ -246,6 +249,30 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> np.ndarray:
     return tensor
 
 
+def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> np.ndarray:
+    """A tensor with attributes (a module's Buffer): the tensor alone."""
+    if not isinstance(kind, _pickle.Word) or kind.name != "torch.Tensor":
+        raise CheckpointError("refused: a tensor of a class other than torch.Tensor")
+    if not isinstance(function, _pickle.Word) or function.name not in _REBUILD or type(arguments) is not tuple:
+        raise CheckpointError("refused: a tensor made by what is no known function")
+    for part in state if type(state) is tuple else (state,):
+        if part is not None and type(part) is not dict:
+            raise CheckpointError("a tensor whose attributes are no dictionary")
+        if part and not {"data", "real", "imag"}.isdisjoint(part):
+            raise CheckpointError("refused: a tensor whose attributes replace its values")
+    tensor = _REBUILD[function.name](*arguments)
+    if not isinstance(tensor, np.ndarray):
+        raise CheckpointError("refused: a tensor made by what makes no tensor")
+    return tensor
+
+
+def _device(kind: Any, index: Any = None) -> str:
+    """A device as its name, ``"cuda:0"``: it is of no use here."""
+    if not isinstance(kind, str) or len(kind) > 32 or (index is not None and not _pickle.are_sizes((index,))):
+        raise CheckpointError("a device that is none")
+    return kind if index is None else f"{kind}:{index}"
+
+
 _REBUILD: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _rebuild_v2,
     "torch._utils._rebuild_tensor_v2": _rebuild_v2,
@@ -257,6 +284,7 @@ _REBUILD: dict[str, Callable[..., Any]] = {
 _WORDS: dict[str, _pickle.Call | None] = (
     _pickle.NUMPY_WORDS
     | _REBUILD
+    | {"torch._tensor._rebuild_from_type_v2": _rebuild_from_type, "torch.device": _device, "torch.Tensor": None}
     | {f"torch.{name}": None for name in (*STORAGES, *DTYPES, "UntypedStorage")}
     | {"torch.storage.UntypedStorage": None}
 )

@@ -23,6 +23,7 @@ import numpy as np
 from checkpoints import _pickle, _torch_file
 from checkpoints._dtypes import DTYPES, RAW16, bytes_of, name_of
 from checkpoints._files import write_aside
+from checkpoints._pickle import MAX_EXPANSION, SMALL
 from checkpoints.errors import CheckpointError, printable
 
 # The framework whose own format a suffix is; .safetensors and .npz are anybody's.
@@ -32,9 +33,6 @@ INDEX_SUFFIX = ".safetensors.index.json"
 
 # The safetensors format's own limit for its header.
 MAX_HEADER = 100_000_000
-# A compressed .npz of weights never shrinks this much; one that claims to is a bomb.
-MAX_EXPANSION = 100
-SMALL = 1 << 26
 
 _SAFE_DTYPES = {
     "F64": "float64",
@@ -317,6 +315,10 @@ def _state_dict(content: Any, entry: str | None, file_size: int) -> Checkpoint:
         content = content[nested[0]]
     elif any(_has_tensors(value) for value in content.values()):
         raise CheckpointError(f"holds tensors and state dicts side by side: name one entry; they are {_keys(content)}")
+    # Tensors may share bytes of the file, as tied and expanded ones do; a file in which thousands do so is a bomb.
+    arrays = [array for value in content.values() if (array := _array(value)) is not None]
+    if sum(array.nbytes for array in arrays) > max(MAX_EXPANSION * file_size, SMALL):
+        raise CheckpointError(f"refused: its tensors take more than {MAX_EXPANSION} times the file's size")
     tensors: dict[str, np.ndarray] = {}
     for key, value in _joined(content).items():
         array = _array(value)
@@ -327,9 +329,6 @@ def _state_dict(content: Any, entry: str | None, file_size: int) -> Checkpoint:
             raise CheckpointError(f"a tensor's name is {str(key)[:200]!r}, not text")
         else:
             tensors[key] = array
-    # Tensors may share bytes of the file, as tied ones do; a file in which thousands do so is a bomb.
-    if sum(array.nbytes for array in tensors.values()) > max(MAX_EXPANSION * file_size, SMALL):
-        raise CheckpointError(f"refused: its tensors take more than {MAX_EXPANSION} times the file's size")
     return Checkpoint({name: _own(array) for name, array in tensors.items()}, {}, tuple(notes))
 
 
@@ -381,6 +380,7 @@ def _read_npz(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
     size = path.stat().st_size
     tensors: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(file) as archive:
+        # Compressed weights never shrink this much; a file that claims it is a bomb.
         if sum(info.file_size for info in archive.infolist()) > max(MAX_EXPANSION * size, SMALL):
             raise CheckpointError(f"refused: it would grow more than {MAX_EXPANSION}-fold when unpacked")
         for info in archive.infolist():

@@ -107,6 +107,13 @@ def by_opcodes(name: str, sentinel: Path) -> bytes:
         "persistent tuple": b"\x80\x02(" + text("module") + b"ccollections\nOrderedDict\ntQ.",
         "codec": b"\x80\x02c_codecs\nencode\n(" + text("x") + text("zlib_codec") + b"tR.",
         "ndarray call": b"\x80\x02cnumpy\nndarray\n(K\x01tR.",
+        "default factory": b"\x80\x02ccollections\ndefaultdict\n(cos\nsystem\ntR.",
+        "default global": b"\x80\x02ccollections\ndefaultdict\n(" + command + b"tR.",
+        "default items": b"\x80\x02ccollections\ndefaultdict\n(c__builtin__\nlist\n}tR.",
+        "list": b"\x80\x02c__builtin__\nlist\n)R.",
+        "bytes": b"\x80\x02c__builtin__\nbytes\n(J\xff\xff\xff\x7ftR.",
+        "counter": b"\x80\x02ccollections\nCounter\n(" + command + b"tR.",
+        "text array": pickle.dumps({"w": np.array(["a"])}, 2),
     }[name]
 
 
@@ -121,7 +128,7 @@ def by_opcodes(name: str, sentinel: Path) -> bytes:
         (open, "io.open"),
         (pickle.loads, "_pickle.loads"),
         (np.load, "numpy.load"),
-        (collections.defaultdict, "collections.defaultdict"),
+        (collections.deque, "collections.deque"),
     ],
 )
 def test_a_global_that_is_no_tensor_is_named_and_not_run(
@@ -141,6 +148,7 @@ def test_a_global_that_is_no_tensor_is_named_and_not_run(
         "global", "stack global", "inst", "obj", "newobj", "dotted", "getattr", "import", "eval", "old builtins",
         "load from bytes", "numpy exec", "build", "build global", "call a string", "call a call", "extension",
         "persistent text", "persistent", "persistent tuple", "codec", "ndarray call",
+        "default factory", "default global", "default items", "list", "bytes", "counter", "text array",
     ],
 )  # fmt: skip
 def test_pickle_tricks_are_refused(tmp_path: Path, sentinel: Path, carrier: Save, name: str) -> None:
@@ -314,7 +322,7 @@ def test_a_tuple_in_a_tuple_a_hundred_thousand_deep_is_refused(tmp_path: Path, c
     [
         ("long bytes", "ends too early: 2147483647 bytes are announced, 4 are left"),
         ("longer bytes", "ends too early: 9223372036854775807 bytes are announced"),
-        ("long integer", "refused: an integer of 255 bytes"),
+        ("long integer", "holds a int, not a state dict"),
         ("longer integer", "refused: pickle opcode LONG4"),
         ("shape", r"an array of shape \[1099511627776\] and dtype float32 does not fit its bytes"),
         ("same key", "the key 'w' stands twice"),
@@ -374,7 +382,7 @@ def test_tensor_metadata_of_unknown_meaning_is_refused(tmp_path: Path, metadata:
         ("FloatStorage", 4, 0, [5], [1], "reaches beyond its storage"),
         ("FloatStorage", 4, 1, [4], [1], "reaches beyond its storage"),
         ("FloatStorage", 4, 0, [2, 2], [3, 1], "reaches beyond its storage"),
-        ("FloatStorage", 4, 0, [2**40], [0], "reaches beyond its storage"),
+        ("FloatStorage", 4, 0, [2**40], [0], "refused: a tensor of size .* made of a storage of 4 elements"),
         ("FloatStorage", 4, -1, [2], [1], "none"),
         ("FloatStorage", 4, 0, [2], [-1], "none"),
         ("FloatStorage", 4, 0, [-2], [1], "none"),
@@ -419,6 +427,52 @@ def test_huge_shapes_are_refused_before_they_are_multiplied(tmp_path: Path, shap
     with pytest.raises(CheckpointError, match="shape and data_offsets must be sizes"):
         read(tmp_path / "a.safetensors")
     assert time.process_time() - started < 5
+
+
+def from_type(function: bytes, kind: bytes, state: bytes) -> bytes:
+    """A tensor with attributes, as torch's Buffer is stored."""
+    plain = tensor(storage("FloatStorage", "0", 4), 0, [4], [1])
+    arguments = plain[plain.index(b"_v2\n(") + 4 : plain.index(b"Rs.", -4)]
+    start = b"\x80\x02}" + text("w") + b"ctorch._tensor\n_rebuild_from_type_v2\n("
+    return start + function + kind + arguments + state + b"tRs."
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "state", "message"),
+    [
+        (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nTensor\n", b"}", None),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nTensor\n", b"K\x01", "no dictionary"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nTensor\n", b"}" + text("data") + b"K\x01s", "replace its"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nSize\n", b"}", "a class other than torch.Tensor"),
+        (b"ctorch._tensor\n_rebuild_from_type_v2\n", b"ctorch\nTensor\n", b"}", "no known function"),
+        (b"ccollections\nOrderedDict\n", b"ctorch\nTensor\n", b"}", "no known function"),
+        (b"cos\nsystem\n", b"ctorch\nTensor\n", b"}", "asks for os.system"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n", b"cmine\nTensor\n", b"}", "asks for mine.Tensor"),
+    ],
+)
+def test_a_tensor_with_attributes_is_a_plain_tensor(
+    tmp_path: Path, function: bytes, kind: bytes, state: bytes, message: str | None
+) -> None:
+    (tmp_path / "a.pth").write_bytes(zip_of(from_type(function, kind, state), **{"a/data/0": bytes(16)}))
+    if message is None:
+        assert read(tmp_path / "a.pth")["w"].tolist() == [0] * 4
+        return
+    with pytest.raises(CheckpointError, match=message):
+        read(tmp_path / "a.pth")
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_many_expanded_tensors_are_stopped(tmp_path: Path) -> None:
+    one = tensor(storage("FloatStorage", "0", 4), 0, [2**23], [0]).removeprefix(b"\x80\x02}").removesuffix(b"s.")
+    content = b"\x80\x02}(" + b"".join(one.replace(text("w"), text(f"w{index:02}"), 1) for index in range(20)) + b"u."
+    (tmp_path / "a.pth").write_bytes(zip_of(content, **{"a/data/0": bytes(16)}))
+    with pytest.raises(CheckpointError, match="more than 100 times the file's size"):
+        read(tmp_path / "a.pth")
+    slices = {"slices": [f"w{index}" for index in range(200)], "OriginShape": (200 << 20,)}
+    big = np.zeros(1 << 20, np.uint8)
+    named = {f"w{index}": big for index in range(200)} | {"UnpackBigParamInfor@@": {"all": slices}}
+    with pytest.raises(CheckpointError, match="more than 100 times the file's size"):
+        read(as_paddle(tmp_path / "a", pickle.dumps(named, 4)))
 
 
 def test_a_storage_key_is_no_path(tmp_path: Path) -> None:

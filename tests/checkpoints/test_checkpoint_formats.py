@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +158,42 @@ def test_torch_s_lazy_conjugate_and_negative_are_not_read_as_other_values(tmp_pa
             read(path)
     torch.save({"w": values.conj().resolve_conj()}, path, _use_new_zipfile_serialization=zipped)
     assert read(path)["w"].tolist() == [1 - 2j, 3 + 4j]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_training_leaves_beside_the_weights_is_no_obstacle(tmp_path: Path, zipped: bool) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "a.pth"
+    weight = torch.arange(4.0)
+    marked = weight.clone()
+    marked.note = "an attribute"
+    beside = {
+        "random": np.random.default_rng(7).bit_generator.state | {"more": 2**2000},
+        "seen": Counter("hello"),
+        "lists": defaultdict(list, {"a": [1]}),
+        "tensors": defaultdict(torch.Tensor),
+        "device": torch.device("cuda", 1),
+        "cpu": torch.device("cpu"),
+        "name": np.str_("résumé"),
+        "nothing": np.str_(""),
+        "long": np.str_("x" * 1000),
+    }
+    state = {"w": weight, "marked": marked, "mask": torch.ones(1).expand(3, 5), np.str_("key"): weight}
+    torch.save(beside | state, path, _use_new_zipfile_serialization=zipped)
+    checkpoint = read_checkpoint(path)
+    assert {name: array.tolist() for name, array in checkpoint.tensors.items()} == {
+        name: tensor.tolist() for name, tensor in state.items()
+    }
+    assert [note.split()[2] for note in checkpoint.notes] == list(beside)
+    torch.save(beside | {"model": state}, path, _use_new_zipfile_serialization=zipped)
+    assert list(read(path)) == list(state)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_an_empty_tensor_of_paddle_is_read(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "a.pdparams"
+    path.write_bytes(pickle.dumps({"w": np.ones(2), "e": np.empty((0, 3), np.float32)}, protocol))
+    assert read(path)["e"].shape == (0, 3)
 
 
 def test_the_state_dict_of_a_torch_module_is_read(tmp_path: Path) -> None:
