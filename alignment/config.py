@@ -15,6 +15,11 @@ else:
     import tomli as tomllib
 
 
+def find_config() -> Path | None:
+    """alignment.toml, or else pyproject.toml, in the working directory."""
+    return next((path for path in (Path("alignment.toml"), Path("pyproject.toml")) if path.is_file()), None)
+
+
 def read_config(
     path: Path | None, known: Collection[str], flags: Collection[str] = (), repeated: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def read_config(
         AlignmentError: the file is missing or no TOML, or has an unknown key.
     """
     if path is None:
-        path = next((p for p in (Path("alignment.toml"), Path("pyproject.toml")) if p.is_file()), None)
+        path = find_config()
         if path is None:
             return {}
     try:

@@ -1,4 +1,4 @@
-"""The five stages. Each is data: its number, its name, and the function that gives its tensors.
+"""The five stages. Each is data: its number, its name, and the records it judges or the function that gives its tensors.
 
 Structure and initialization look at the live sides; forward, loss and backward pick their records from one pass over all
 cases (`judge_cases`), which compares every record as it comes and keeps no arrays.
@@ -26,8 +26,9 @@ from checkpoints import CheckpointError, Move, Slot, undo
 
 Progress = Callable[[], None]
 
-# Adam's epsilon, the default of both frameworks, and the one the first step's formula below needs.
+# The default of both frameworks' Adam, which the formula of its first step needs.
 ADAM_EPSILON = 1e-8
+# Logits further apart than this are scaled down for the criterion's options: half of where Paddle's cross entropy clips.
 CRITERION_RANGE = 32.0
 # How the reason of a parameter without a gradient begins.
 UNUSED = "unused"

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from alignment.check import check, merge_reports
-from alignment.config import read_config
+from alignment.config import find_config, read_config
 from alignment.errors import AlignmentError
 from alignment.experiment import Options
 from alignment.faults import FAULTS
@@ -33,9 +33,10 @@ def _configure(context: click.Context, _parameter: click.Parameter, value: Path 
     options = [p for p in context.command.params if isinstance(p, click.Option)]
     flags = {_long_name(p) for p in options if p.is_flag}
     repeated = {_long_name(p) for p in options if p.multiple}
-    configured = read_config(value, names.keys(), flags, repeated)
+    path = value or find_config()
+    configured = read_config(path, names.keys(), flags, repeated)
     if configured:
-        click.echo(f"options from a configuration file: {', '.join(configured)}", err=True)
+        click.echo(f"options from {path}: {', '.join(configured)}", err=True)
     context.default_map = {names[key] or "": given for key, given in configured.items()}
     return value
 
