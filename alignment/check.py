@@ -65,7 +65,7 @@ def check(
         batches=tuple(batch.name for batch in experiment.batches),
         data=experiment.data,
         seed=options.seed,
-        faults=options.faults,
+        faults=tuple(fault.name for fault in experiment.faults),
         notes=notes,
         seconds=time.perf_counter() - start,
     )

@@ -18,7 +18,7 @@ from alignment.frameworks import Framework, get_framework, reserve_threads
 from alignment.inputs import make_batches
 from alignment.sizes import read_sizes
 from alignment.trace import Trace
-from alignment.twins import Twin
+from alignment.twins import Side, Twin
 from checkpoints import CheckpointError, Layout, Slot
 from fake_data import Batch
 
@@ -43,7 +43,7 @@ class Options:
                 always tried too.
     seed:       of weights and batches.
     batch_size: rows of a batch. length: tokens of a row; None: at most 64.
-    faults:     names of faults to plant on the candidate.
+    faults:     faults to plant on the candidate, by name or as they are.
     threads:    CPU threads of both frameworks; None: all, or one where a run is too small to gain by more.
     """
 
@@ -54,7 +54,7 @@ class Options:
     seed: int = 0
     batch_size: int = 8
     length: int | None = None
-    faults: tuple[str, ...] = ()
+    faults: tuple[str | Fault, ...] = ()
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -106,8 +106,14 @@ class Experiment:
 
     def build(self, side: str, seed: int = 0) -> Any:
         """A new model of one side, ``"reference"`` or ``"candidate"``, without faults."""
-        framework, target = self.side(side)
-        return _build(framework, target, self.settings, seed, self.twin)
+        framework, _ = self.side(side)
+        return _build(
+            framework,
+            self.twin.reference if side == "reference" else self.twin.candidate,
+            self.settings,
+            seed,
+            self.twin,
+        )
 
     def side(self, side: str) -> tuple[Framework, str]:
         """Adapter and target of one side."""
@@ -185,7 +191,7 @@ def prepare(twin: Twin, options: Options) -> Experiment:
     Raises:
         AlignmentError, CheckpointError, DataError: what is wrong with the settings, weights or data.
     """
-    faults = tuple(get_fault(name) for name in options.faults)
+    faults = tuple(get_fault(fault) if isinstance(fault, str) else fault for fault in options.faults)
     reference, candidate = get_framework(twin.reference.framework), get_framework(twin.candidate.framework)
     settings = {**twin.settings, **options.settings}
     unknown = set(settings) - set(twin.settings)
@@ -208,8 +214,8 @@ def prepare(twin: Twin, options: Options) -> Experiment:
         length=options.length,
     )
     settings = chosen.settings
-    reference_model = _build(reference, twin.reference.target, settings, options.seed, twin)
-    candidate_model = _build(candidate, twin.candidate.target, settings, options.seed, twin)
+    reference_model = _build(reference, twin.reference, settings, options.seed, twin)
+    candidate_model = _build(candidate, twin.candidate, settings, options.seed, twin)
     threads = options.threads or _threads(reference.slots(reference_model), chosen.batches)
     for framework in (reference, candidate):
         framework.set_threads(threads)
@@ -217,7 +223,11 @@ def prepare(twin: Twin, options: Options) -> Experiment:
     mismatch: tuple[str, ...] = ()
     try:
         layout = checkpoints.plan(
-            reference.slots(reference_model), candidate.slots(candidate_model), reference.name, candidate.name
+            reference.slots(reference_model),
+            candidate.slots(candidate_model),
+            reference.name,
+            candidate.name,
+            twin.names,
         )
     except CheckpointError as error:
         mismatch = tuple(line.strip() for line in str(error).splitlines())
@@ -250,12 +260,13 @@ def plant(experiment: Experiment, model: Any) -> None:
             fault.plant(experiment.candidate, model, experiment.twin)
 
 
-def _build(framework: Framework, target: str, settings: Mapping[str, Any], seed: int, twin: Twin) -> Any:
+def _build(framework: Framework, side: Side, settings: Mapping[str, Any], seed: int, twin: Twin) -> Any:
+    settings = {**settings, **side.settings}
     try:
-        return framework.build(target, settings, seed, criterion=twin.loss == "criterion")
+        return framework.build(side.target, settings, seed, criterion=twin.loss == "criterion")
     except (Exception, SystemExit) as error:  # a user's class may raise anything: say where, and never pass
         what = f"{type(error).__name__}: {error}"
-        raise AlignmentError(f"{target} can't be built with {_listed(settings)}: {what}") from error
+        raise AlignmentError(f"{side.target} can't be built with {_listed(settings)}: {what}") from error
 
 
 def _threads(slots: tuple[Slot, ...], batches: tuple[Batch, ...]) -> int:

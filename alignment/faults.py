@@ -77,6 +77,8 @@ def _loss_sum(framework: Framework, model: Any, _twin: Twin) -> list[str]:
 
 
 def _mask_inverted(framework: Framework, model: Any, twin: Twin) -> list[str]:
+    if twin.mask_input is None:
+        return []
     path, position = twin.mask_input
     framework.replace_input(model, path, position, lambda mask: (mask == 0).astype(mask.dtype))
     return [path]

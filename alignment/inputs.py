@@ -59,6 +59,8 @@ def make_batches(
             for number in range(1, ORDINARY_BATCHES + 1)
         ]
         source = "fake data"
+    elif twin.vocabulary is None:
+        raise AlignmentError(f"{twin.name} takes no reviews: leave out --data, or use --data fake")
     else:
         count = max(REVIEWS, ORDINARY_BATCHES * batch_size)
         spec = _spec(twin, settings)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from alignment.errors import AlignmentError
+from checkpoints import NameMap
 from fake_data import Field, Ids, InputSpec, Labels, Mask
 
 Settings = Mapping[str, Any]
@@ -14,10 +18,14 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a twin. framework: ``"torch"`` or ``"paddle"``; target: ``"package.module:Class"``."""
+    """One side of a twin. framework: ``"torch"`` or ``"paddle"``; target: ``"package.module:Class"``.
+
+    settings: constructor keywords of this side alone, besides those both sides get.
+    """
 
     framework: str
     target: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,13 @@ class Twin:
 
     settings:    constructor keywords with the sizes a check uses by default (small: a check takes seconds).
     inputs:      settings -> declared inputs, in the order of forward's arguments; the field ``targets`` goes to the loss.
-    vocabulary:  the setting that holds the vocabulary's size.
-    padding:     settings -> the id of padding.
     loss:        ``"model"`` when forward(…, targets) returns (loss, logits); ``"criterion"`` when the loss is the mean
                  cross entropy of the logits forward returns.
+    vocabulary:  the setting that holds the vocabulary's size; None: the model takes no reviews.
+    padding:     settings -> the id of padding.
     mask_input:  (module path, position of the argument) where the mask enters, for planting mask faults.
     data:        where inputs come from when nothing else is asked for.
+    names:       how the reference's tensors are called in the candidate, where the two differ.
     """
 
     name: str
@@ -40,22 +49,39 @@ class Twin:
     candidate: Side
     settings: dict[str, Any]
     inputs: Callable[[Settings], InputSpec]
-    vocabulary: str
-    padding: Callable[[Settings], int]
-    loss: Literal["model", "criterion"]
-    mask_input: tuple[str, int]
-    data: Literal["fake", "synthetic"]
+    loss: Literal["model", "criterion"] = "model"
+    vocabulary: str | None = None
+    padding: Callable[[Settings], int] = lambda _settings: 0
+    mask_input: tuple[str, int] | None = None
+    data: Literal["fake", "synthetic"] = "fake"
+    names: NameMap = field(default_factory=NameMap)
 
 
 def get_twin(name: str) -> Twin:
-    """The built-in twin of a name.
+    """The built-in twin of a name, or the Twin that ``"package.module:attribute"`` names.
 
     Raises:
         AlignmentError: there is none; the message lists those there are.
     """
+    if ":" in name:
+        return _import_twin(name)
     if name not in TWINS:
         raise AlignmentError(f"unknown twin {name!r}; built in: {', '.join(TWINS)}")
     return TWINS[name]
+
+
+def _import_twin(name: str) -> Twin:
+    module, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` does: a user's twin lies beside the user's models
+        sys.path.insert(0, here)
+    try:
+        twin = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise AlignmentError(f"{name} can't be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(twin, Twin):
+        raise AlignmentError(f"{name} is a {type(twin).__name__}, not an alignment.Twin")
+    return twin
 
 
 def parse_settings(twin: Twin, assignments: Iterable[str]) -> dict[str, Any]:
