@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from alignment.experiment import Options, prepare
+from alignment.localise import localise
 from alignment.report import Report, TwinResult
 from alignment.reprod import write_reprod_logs
 from alignment.stages import run_stages
@@ -49,7 +50,7 @@ def check(
         if progress is not None:
             progress(done, total)
 
-    stages = run_stages(experiment, advance)
+    stages, _ = localise(experiment, run_stages(experiment, advance), lambda: None)
     notes = experiment.notes
     if reprod_log is not None and experiment.layout is None:
         notes = (*notes, "no reprod_log files: the candidate can't be given the reference's weights")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import checkpoints
+from alignment.correspondence import correspond, renamed
 from alignment.errors import AlignmentError
 from alignment.faults import Fault, get_fault
 from alignment.frameworks import Framework, get_framework, reserve_threads
@@ -23,6 +24,8 @@ from checkpoints import CheckpointError, Layout, Slot
 from fake_data import Batch
 
 State = dict[str, NDArray]
+
+SIDES = ("reference", "candidate")
 
 # Further float32 runs of the reference with its weights moved by one unit in the last place: they measure how large its
 # rounding can be, where one run of a small tensor may be exact by luck.
@@ -86,6 +89,7 @@ class Experiment:
     """Everything the stages work on.
 
     layout: None when the candidate's tensors do not correspond to the reference's (`mismatch` says why).
+    paths: reference's module path -> the candidate's.
     weights: name of the set -> reference's state dict.
     """
 
@@ -98,6 +102,7 @@ class Experiment:
     candidate_model: Any
     layout: Layout | None
     mismatch: tuple[str, ...]
+    paths: dict[str, str]
     weights: dict[str, State]
     batches: tuple[Batch, ...]
     data: str
@@ -134,29 +139,30 @@ class Experiment:
                 state = changed
         return state
 
+    def model(self, side: str, dtype: str) -> Any:
+        """A new model of one side in `dtype`, the candidate with the planted faults that change a model itself."""
+        framework, _ = self.side(side)
+        model = self.build(side)
+        if dtype != "float32":
+            model = framework.cast(model, dtype)
+        if side == "candidate":
+            plant(self, model)
+        return model
+
     def cases(self, backward: bool, progress: Callable[[], None]) -> Iterator[Case]:
         """Run both sides on every batch with every set of weights, one case at a time."""
-        models = {
-            ("reference", "float32"): self.reference_model,
-            ("candidate", "float32"): self.build("candidate"),
-            ("reference", "float64"): self.reference.cast(self.build("reference"), "float64"),
-            ("candidate", "float64"): self.candidate.cast(self.build("candidate"), "float64"),
-        }
-        plant(self, models["candidate", "float64"])
-        plant(self, models["candidate", "float32"])
-        for number, (name, state) in enumerate(self.weights.items()):
+        models = {(side, dtype): self.model(side, dtype) for side in SIDES for dtype in ("float32", "float64")}
+        for name, state in self.weights.items():
             given = self.candidate_state(state)
             for (side, _), model in models.items():
-                framework, _ = self.side(side)
-                framework.load_state(model, state if side == "reference" else given)
-            moved = [_moved_by_one_ulp(state, self.options.seed + 1000 * number + run) for run in range(NOISE_RUNS)]
+                self.side(side)[0].load_state(model, state if side == "reference" else given)
+            moved = self.moved(name, NOISE_RUNS)
             for batch in self.batches:
-                traces = {key: self._run(key[0], model, batch, backward) for key, model in models.items()}
+                traces = {key: self.run(key[0], model, batch, backward) for key, model in models.items()}
                 noise = []
                 for weights in moved:
                     self.reference.load_state(self.reference_model, weights)
-                    noise.append(self._run("reference", self.reference_model, batch, backward))
-                self.reference.load_state(self.reference_model, state)
+                    noise.append(self.run("reference", self.reference_model, batch, backward))
                 yield Case(
                     name,
                     batch,
@@ -168,21 +174,45 @@ class Experiment:
                 )
                 progress()
 
-    def _run(self, side: str, model: Any, batch: Batch, backward: bool) -> Trace:
+    def moved(self, weights: str, count: int) -> list[State]:
+        """Sets of weights whose values differ from those called `weights` by one unit in the last place."""
+        number = list(self.weights).index(weights)
+        first = self.options.seed + 1000 * number
+        return [_moved_by_one_ulp(self.weights[weights], first + run) for run in range(count)]
+
+    def run(
+        self,
+        side: str,
+        model: Any,
+        batch: Batch,
+        backward: bool,
+        detail: bool = False,
+        forced: Trace | None = None,
+    ) -> Trace:
+        """One run of a model of one side, its modules called by the reference's names (those of `forced`, too).
+
+        Raises:
+            AlignmentError: the model raised something; the message says on which side and batch.
+        """
         framework, target = self.side(side)
+        if forced is not None and side == "candidate":
+            forced = renamed(forced, self.paths)
         try:
-            return framework.run(
+            trace = framework.run(
                 model,
                 batch.inputs,
                 batch.targets,
                 loss=self.twin.loss,
                 backward=backward,
-                learning_rate=LEARNING_RATE if backward else None,
+                learning_rate=LEARNING_RATE if backward and not detail and forced is None else None,
+                detail=detail,
+                forced=forced,
             )
         except (Exception, SystemExit) as error:  # a user's model may raise anything: say where, and never pass
             raise AlignmentError(
                 f"the {side} ({target}) fails on batch {batch.name!r}: {type(error).__name__}: {error}"
             ) from error
+        return trace if side == "reference" else renamed(trace, {two: one for one, two in self.paths.items()})
 
 
 def prepare(twin: Twin, options: Options) -> Experiment:
@@ -241,6 +271,7 @@ def prepare(twin: Twin, options: Options) -> Experiment:
         candidate_model,
         layout,
         mismatch,
+        correspond(reference.modules(reference_model), candidate.modules(candidate_model), layout),
         {},
         chosen.batches,
         chosen.source,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.compare import EPS32, Comparison, Pair, Tolerance, bitwise, measure, overall, settle
+from alignment.correspondence import rename
 from alignment.errors import AlignmentError
 from alignment.experiment import LEARNING_RATE, Case, Experiment
 from alignment.frameworks import ModuleInfo
@@ -45,7 +46,7 @@ class Stage:
 
 
 def run_stages(experiment: Experiment, progress: Progress) -> tuple[StageResult, ...]:
-    """The stages asked for, in order; the first divergence of all is marked as the root."""
+    """The stages asked for, in order."""
     wanted = [stage for stage in STAGES if stage.step in experiment.options.steps]
     results = [stage.inspect(experiment) for stage in wanted if stage.inspect is not None]
     running = [stage for stage in wanted if stage.records]
@@ -60,7 +61,7 @@ def run_stages(experiment: Experiment, progress: Progress) -> tuple[StageResult,
         for stage in running:
             tensors = tuple(tensor for tensor in judged if tensor.record in stage.records)
             results.append(StageResult(stage.step, stage.name, tensors or (_not_run(reason),), _unused_note(tensors)))
-    return _mark_root(results)
+    return tuple(results)
 
 
 def _judged(experiment: Experiment, stages: list[Stage], progress: Progress) -> list[TensorResult]:
@@ -76,15 +77,6 @@ def _unused_note(tensors: tuple[TensorResult, ...]) -> tuple[str, ...]:
 
 def _not_run(reason: str) -> TensorResult:
     return TensorResult("module", "(all)", "(all)", None, "inconclusive", reason or "nothing was compared")
-
-
-def _mark_root(stages: list[StageResult]) -> tuple[StageResult, ...]:
-    for position, stage in enumerate(stages):
-        for index, tensor in enumerate(stage.tensors):
-            if tensor.verdict == "diverged":
-                marked = (*stage.tensors[:index], replace(tensor, root=True), *stage.tensors[index + 1 :])
-                return (*stages[:position], replace(stage, tensors=marked), *stages[position + 1 :])
-    return tuple(stages)
 
 
 def _no_weights(experiment: Experiment) -> TensorResult:
@@ -305,7 +297,7 @@ def judge_cases(experiment: Experiment, backward: bool, progress: Progress) -> l
     groups: dict[tuple[str, str | None, str | None, str], list[_Measured]] = {}
     metrics: list[TensorResult] = []
     for case in experiment.cases(backward, progress):
-        found = [*_judge_activations(case), *_judge_loss(experiment, case)]
+        found = [*_judge_activations(experiment, case), *_judge_loss(experiment, case)]
         if backward:
             found += _judge_gradients(experiment, case)
         for one in found:
@@ -320,7 +312,7 @@ def judge_cases(experiment: Experiment, backward: bool, progress: Progress) -> l
     return merge([*results, *metrics])
 
 
-def _judge_activations(case: Case) -> Iterable[_Measured]:
+def _judge_activations(experiment: Experiment, case: Case) -> Iterable[_Measured]:
     kinds: tuple[Kind, ...] = ("activation", "logits")
     for kind in kinds:
         # Names of both runs: what exists in one precision only must not slip through.
@@ -328,7 +320,10 @@ def _judge_activations(case: Case) -> Iterable[_Measured]:
         candidate = dict.fromkeys((*case.candidate64.names(kind), *case.candidate32.names(kind)))
         for name in dict.fromkeys((*reference, *candidate)):
             pair = _pair(case, kind, name)
-            yield _measured(case, kind, name if name in reference else None, name if name in candidate else None, pair)
+            theirs = rename(name, experiment.paths) if kind == "activation" else name
+            yield _measured(
+                case, kind, name if name in reference else None, theirs if name in candidate else None, pair
+            )
 
 
 def _judge_loss(experiment: Experiment, case: Case) -> Iterable[_Measured]:
@@ -447,6 +442,11 @@ def _judge_gradients(experiment: Experiment, case: Case) -> Iterable[_Measured]:
     for move in sorted(moves, key=lambda move: order.get(_owner(move.source), -1)):
         yield _judge_gradient(move, case, scale, rows)
         yield _judge_update(move, case, max(LEARNING_RATE, widest([weights[move.source]])))
+    for move in layout.moves:
+        if own[move.source].role == "buffer" and case.reference64.get("update", move.source) is not None:
+            ours, theirs = _both("update", move, case)
+            pair = Pair(ours[0], theirs[0], ours[1], theirs[1], _noise(case, "update", move.source))
+            yield _measured(case, "update", move.source, move.target, pair)
 
 
 def _judge_gradient(move: Move, case: Case, scale: float, rows: int) -> _Measured:

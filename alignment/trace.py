@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["activation", "logits", "loss", "gradient", "update"]
+Kind = Literal["activation", "logits", "loss", "gradient", "update", "input", "input gradient", "activation gradient"]
+
+# Tensors that flow between modules, and the kind of the loss's gradient with respect to them.
+GRADIENT_OF: dict[Kind, Kind] = {"input": "input gradient", "activation": "activation gradient"}
 
 
 @dataclass(frozen=True)
 class Record:
     """One named tensor.
 
-    kind:  what it is: a module's output, the logits, the loss, a gradient, or an optimizer step's change of a parameter.
-    name:  module path (``"layers.0.norm"``; a second call is ``"layers.0.norm#2"``, a second output ``"…[1]"``), or the
-           parameter's state-dict name for gradients and updates, in this side's own words.
+    kind:  what it is: a module's output (activation), the logits, the loss, a parameter's gradient, the change of a
+           parameter by an optimizer step or of a running statistic by a forward pass in training mode (update). In a
+           detailed trace besides: what a module was given (input), and the loss's gradient with respect to an output
+           (activation gradient: of all that is made of it) or an input (input gradient: through this module alone).
+    name:  module path (``"layers.0.norm"``; a second call is ``"layers.0.norm#2"``, a second output or argument
+           ``"…[1]"``), or the tensor's state-dict name for gradients and updates, in this side's own words.
     value: the array in this side's own layout; None where the framework gave no gradient.
     """
 
@@ -29,11 +36,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Trace:
-    """All records of one run. framework: its name; dtype: ``"float32"`` or ``"float64"``."""
+    """All records of one run.
+
+    framework: its name; dtype: ``"float32"`` or ``"float64"``. sites: in a detailed trace, call of a module ->
+    ``"file:line"`` of the user's code that made it.
+    """
 
     framework: str
     dtype: str
     records: tuple[Record, ...]
+    sites: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _index(self) -> dict[tuple[Kind, str], NDArray | None]:

@@ -11,7 +11,8 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -92,11 +93,30 @@ class Framework(Protocol):
         loss: Where,
         backward: bool = False,
         learning_rate: float | None = None,
+        detail: bool = False,
+        forced: Trace | None = None,
     ) -> Trace:
         """Run in evaluation mode and record each module's output, the logits (with and, where the model computes its own
-        loss, without targets) and the loss; on request the gradients of the logits and of every parameter, and the change
-        of every parameter by one Adam step (parameters are restored).
+        loss, without targets) and the loss; on request the gradients of the logits and of every parameter, the change
+        of every parameter by one Adam step and of every running statistic by a forward pass in training mode (all are
+        restored).
+
+        detail: record what each module is given, too, and the gradients of inputs and outputs.
+        forced: a detailed trace in this model's names. Each module then gets its values in place of what it was given,
+            and whatever follows gets them in place of what the module computed; in the backward pass likewise. So every
+            piece of code between two records is judged by itself, and no divergence is handed on (teacher forcing).
+            What is recorded is what was computed before it was replaced.
         """
+
+    def train(
+        self,
+        model: Any,
+        batches: Sequence[tuple[Mapping[str, NDArray], NDArray]],
+        *,
+        loss: Where,
+        learning_rate: float,
+    ) -> list[float]:
+        """The loss of each batch of (inputs, targets) in turn, with a step of Adam after each; weights are restored."""
 
     def cross_entropy(
         self, logits: NDArray, targets: NDArray, *, reduction: str = "mean", ignore_index: int | None = None
@@ -109,11 +129,31 @@ class Framework(Protocol):
     def get_option(self, model: Any, kind: str, option: str) -> dict[str, Any]:
         """Path -> value of an option (by torch's name) of every layer of a kind."""
 
+    def module(self, model: Any, path: str) -> Any:
+        """The module at `path`; ``""`` is the model itself."""
+
+    def options(self, model: Any, path: str) -> dict[str, Any]:
+        """Option (by torch's name) -> value of the module at `path`, as far as the adapter's table knows its kind."""
+
+    def set_options(self, model: Any, path: str, options: Mapping[str, Any]) -> None:
+        """Set options (by torch's names) of the module at `path`."""
+
     def replace_gradient(self, model: Any, parameter: str, replace: Callable[[NDArray], NDArray]) -> None:
         """Replace the gradient of one parameter by a function of it in every backward pass to come."""
 
     def replace_input(self, model: Any, path: str, position: int, replace: Callable[[NDArray], NDArray]) -> None:
         """Replace one positional input of the module at `path` by a function of it, in every call to come."""
+
+
+def call_site(library: str) -> str:
+    """``"file:line"`` of the nearest calling code that is neither below the folder `library` nor an adapter's."""
+    frame = sys._getframe(1)
+    here = os.path.dirname(__file__)  # noqa: PTH120 (once for every call of a module)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if not frame.f_code.co_filename.startswith((library, here, "<")):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return ""
 
 
 def get_framework(name: str) -> Framework:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
@@ -23,21 +26,35 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
     paddle.disable_signal_handler()
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import ModuleInfo
-from alignment.trace import Kind, Record, Trace
+from alignment.frameworks import ModuleInfo, call_site
+from alignment.trace import GRADIENT_OF, Kind, Record, Trace
 from checkpoints.layouts import KINDS
 from checkpoints.structure import Slot
 
 nn = paddle.nn
 name = "paddle"
+LIBRARY = str(Path(paddle.__file__).parent)
 
 # (layer kind, option by torch's name) -> (attribute here, torch's value -> ours, ours -> torch's).
 OPTIONS: dict[tuple[str, str], tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     ("LayerNorm", "eps"): ("_epsilon", float, float),
+    ("GroupNorm", "eps"): ("_epsilon", float, float),
+    ("BatchNorm1D", "eps"): ("_epsilon", float, float),
+    ("BatchNorm1D", "momentum"): ("_momentum", lambda m: 1 - m, lambda m: 1 - m),
+    ("BatchNorm2D", "eps"): ("_epsilon", float, float),
+    ("BatchNorm2D", "momentum"): ("_momentum", lambda m: 1 - m, lambda m: 1 - m),
     ("GELU", "approximate"): ("_approximate", lambda value: value == "tanh", lambda on: "tanh" if on else "none"),
+    ("LeakyReLU", "negative_slope"): ("_negative_slope", float, float),
+    ("Softmax", "dim"): ("_axis", lambda axis: -1 if axis is None else axis, int),
     ("Dropout", "p"): ("p", float, float),
     ("Dropout", "training"): ("training", bool, bool),
+    ("Dropout", "mode"): ("mode", str, str),
+    ("AvgPool2D", "count_include_pad"): ("exclusive", operator.not_, operator.not_),
+    ("Upsample", "align_corners"): ("align_corners", bool, bool),
     ("CrossEntropyLoss", "reduction"): ("reduction", str, str),
+    ("CrossEntropyLoss", "ignore_index"): ("ignore_index", int, int),
+    ("CrossEntropyLoss", "label_smoothing"): ("label_smoothing", float, float),
+    ("LSTM", "batch_first"): ("time_major", operator.not_, operator.not_),
 }
 
 # Containers that only differ in name.
@@ -160,19 +177,17 @@ def run(
     loss: Literal["model", "criterion"],
     backward: bool = False,
     learning_rate: float | None = None,
+    detail: bool = False,
+    forced: Trace | None = None,
 ) -> Trace:
     """One recorded run; see `alignment.frameworks.Framework`."""
-    records: list[Record] = []
     parameters = dict(model.named_parameters())
     _clear_gradients(parameters)
     dtype = _dtype(next(iter(parameters.values())))
-    handles = [*_record_outputs(model, records)]
-    try:
-        with contextlib.nullcontext() if backward else paddle.no_grad():
-            logits, value = _forward(model, [_tensor(array) for array in inputs.values()], targets, loss)
-    finally:
-        for handle in handles:
-            handle.remove()
+    recorder = _Recorder(model, detail, forced)
+    records = recorder.records
+    with recorder, contextlib.nullcontext() if backward else paddle.no_grad():
+        logits, value = _forward(model, [_tensor(array) for array in inputs.values()], targets, loss)
     records.append(Record("logits", "logits", to_numpy(logits)))
     if value is not None:
         records.append(Record("loss", "loss", to_numpy(value)))
@@ -180,13 +195,38 @@ def run(
             records.append(Record("logits", "logits without targets", _without_targets(model, inputs)))
     if backward and value is not None:
         logits.retain_grads()
-        value.sum().backward()
+        recorder.backward(value)
         records.append(_gradient("logits", logits))
         records += [_gradient(full, parameter) for full, parameter in parameters.items()]
         if learning_rate is not None:
             records += _adam_step(parameters, learning_rate)
+            records += _statistics_step(model, inputs)
         _clear_gradients(parameters)
-    return Trace(name, dtype, tuple(records))
+    return Trace(name, dtype, tuple(records), recorder.sites)
+
+
+def train(
+    model: Any,
+    batches: Sequence[tuple[Mapping[str, NDArray], NDArray]],
+    *,
+    loss: Literal["model", "criterion"],
+    learning_rate: float,
+) -> list[float]:
+    """Losses of successive Adam steps; see `alignment.frameworks.Framework`."""
+    before = {full: tensor.clone() for full, tensor in model.state_dict().items()}
+    optimizer = paddle.optimizer.Adam(learning_rate=learning_rate, parameters=model.parameters())
+    losses = []
+    for inputs, targets in batches:
+        optimizer.clear_grad(set_to_zero=False)
+        _, value = _forward(model, [_tensor(array) for array in inputs.values()], targets, loss)
+        assert value is not None
+        losses.append(float(value.sum()))
+        value.sum().backward()
+        optimizer.step()
+    for full, tensor in model.state_dict().items():
+        tensor.set_value(before[full])
+    _clear_gradients(dict(model.named_parameters()))
+    return losses
 
 
 def _clear_gradients(parameters: Mapping[str, Any]) -> None:
@@ -214,23 +254,96 @@ def _without_targets(model: Any, inputs: Mapping[str, NDArray]) -> NDArray:
     return to_numpy(model(*(_tensor(array) for array in inputs.values())))
 
 
-def _record_outputs(model: Any, records: list[Record]) -> Iterator[Any]:
-    calls: dict[str, int] = {}
+class _Recorder:
+    """Hooks on every layer: they record what comes out, in detail also what goes in, and may put given values there."""
 
-    def recorder(path: str) -> Callable[[Any, Any, Any], None]:
-        def record(_layer: Any, _inputs: Any, output: Any) -> None:
-            calls[path] = calls.get(path, 0) + 1
-            label = path if calls[path] == 1 else f"{path}#{calls[path]}"
-            several = isinstance(output, (tuple, list))
-            for index, tensor in enumerate(output if several else [output]):
-                if isinstance(tensor, paddle.Tensor):
-                    records.append(Record("activation", f"{label}[{index}]" if several else label, to_numpy(tensor)))
+    def __init__(self, model: Any, detail: bool, forced: Trace | None) -> None:
+        self.records: list[Record] = []
+        self.sites: dict[str, str] = {}
+        self._detail, self._forced = detail or forced is not None, forced
+        self._calls: dict[str, int] = {}
+        self._handles: list[Any] = []
+        # Forced runs: what was computed, with the gradient it is given; and the tensors that took its place.
+        self._seeds: list[tuple[Any, Any]] = []
+        self._leaves: list[tuple[Kind, str, Any]] = []
+        for path, layer in model.named_sublayers():
+            if self._detail or path != "criterion":
+                if self._detail:
+                    self._handles.append(layer.register_forward_pre_hook(partial(self._enter, path)))
+                self._handles.append(layer.register_forward_post_hook(partial(self._leave, path)))
 
-        return record
+    def __enter__(self) -> None:
+        return None
 
-    for path, layer in model.named_sublayers():
-        if path != "criterion":
-            yield layer.register_forward_post_hook(recorder(path))
+    def __exit__(self, *_error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def backward(self, value: Any) -> None:
+        """The backward pass: from the loss or, where values were forced, of each piece by itself."""
+        ends: dict[int, tuple[Any, Any]] = {}
+        for (
+            tensor,
+            gradient,
+        ) in self._seeds:  # Paddle takes a tensor once; what several layers are given comes several times
+            _, known = ends.get(id(tensor), (tensor, None))
+            ends[id(tensor)] = (tensor, gradient if known is None else known + gradient)
+        tensors, gradients = [end for end, _ in ends.values()], [gradient for _, gradient in ends.values()]
+        paddle.autograd.backward([value.sum(), *tensors], [None, *gradients])
+        for kind, label, leaf in reversed(self._leaves):
+            self.records.append(Record(kind, label, None if leaf.grad is None else to_numpy(leaf.grad)))
+
+    def _enter(self, path: str, _layer: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        label = self._label(path, self._calls.get(path, 0) + 1)
+        self.sites[label] = call_site(LIBRARY)
+        return tuple(
+            self._pass("input", f"{label}[{index}]" if index else label, argument)
+            for index, argument in enumerate(arguments)
+        )
+
+    def _leave(self, path: str, _layer: Any, _arguments: Any, output: Any) -> Any:
+        self._calls[path] = self._calls.get(path, 0) + 1
+        label = self._label(path, self._calls[path])
+        if not isinstance(output, (tuple, list)):
+            return self._pass("activation", label, output)
+        passed = [self._pass("activation", f"{label}[{index}]", tensor) for index, tensor in enumerate(output)]
+        return type(output)(passed) if type(output) in (tuple, list) else None  # a named tuple stays as it is
+
+    @staticmethod
+    def _label(path: str, call: int) -> str:
+        return path if call == 1 else f"{path}#{call}"
+
+    def _pass(self, kind: Kind, label: str, tensor: Any) -> Any:
+        if not isinstance(tensor, paddle.Tensor):
+            return tensor
+        self.records.append(Record(kind, label, to_numpy(tensor)))
+        if not self._detail:
+            return tensor
+        if self._forced is not None:
+            return self._replaced(kind, label, tensor, self._forced)
+        if not tensor.stop_gradient:
+            tensor = paddle.assign(tensor) if kind == "input" else tensor  # so that the gradient is of this use alone
+
+            def record(gradient: Any) -> None:
+                self.records.append(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))
+
+            tensor.register_hook(record)
+        return tensor
+
+    def _replaced(self, kind: Kind, label: str, tensor: Any, forced: Trace) -> Any:
+        given = forced.get(kind, label)
+        floating = tensor.is_floating_point()
+        if given is None or given.shape != tuple(tensor.shape) or (given.dtype.kind == "f") != floating:
+            return tensor
+        gradient = forced.get(GRADIENT_OF[kind], label)
+        if not tensor.stop_gradient and gradient is not None:
+            self._seeds.append((tensor, _tensor(gradient).astype(tensor.dtype)))
+        leaf = _tensor(given).astype(tensor.dtype)
+        if gradient is None or not paddle.is_grad_enabled():
+            return leaf
+        leaf.stop_gradient = False
+        self._leaves.append((GRADIENT_OF[kind], label, leaf))
+        return paddle.assign(leaf)  # a layer may write into what it is given, and a leaf must not be written into
 
 
 def _gradient(label: str, tensor: Any) -> Record:
@@ -255,6 +368,34 @@ def _adam_step(parameters: dict[str, Any], learning_rate: float) -> list[Record]
             records.append(Record(kind, full, to_numpy(change)))
             parameter.set_value(before[full])
     return records
+
+
+@paddle.no_grad()  # type: ignore[untyped-decorator]
+def _statistics_step(model: Any, inputs: Mapping[str, NDArray]) -> list[Record]:
+    """What one forward pass in training mode does to running statistics; everything but their layers stays as it is."""
+    layers = [layer for layer in model.sublayers() if "BatchNorm" in layer_kind(layer) and not layer.training]
+    if not layers:
+        return []
+    own = {slot.name for slot in slots(model) if slot.role == "buffer"}
+    before = {full: tensor.clone() for full, tensor in model.state_dict().items() if full in own}
+    try:
+        for layer in layers:
+            layer.train()
+        model(*(_tensor(array) for array in inputs.values()))
+    except ValueError:  # a batch of one value a channel has no variance
+        return []
+    finally:
+        after = {full: tensor.clone() for full, tensor in model.state_dict().items() if full in own}
+        for full, tensor in model.state_dict().items():
+            if full in own:
+                tensor.set_value(before[full])
+        for layer in layers:
+            layer.eval()
+    return [
+        Record("update", full, to_numpy(after[full].astype("float64") - value.astype("float64")))
+        for full, value in before.items()
+        if value.is_floating_point() and not bool((after[full] == value).all())
+    ]
 
 
 def cross_entropy(
@@ -282,6 +423,26 @@ def get_option(model: Any, kind: str, option: str) -> dict[str, Any]:
     attribute, _, theirs = OPTIONS[kind, option]
     found = ((path, layer) for path, layer in model.named_sublayers(include_self=True) if layer_kind(layer) == kind)
     return {path: theirs(getattr(layer, attribute)) for path, layer in found}
+
+
+def module(model: Any, path: str) -> Any:
+    """The layer at `path`."""
+    return _sublayer(model, path)
+
+
+def options(model: Any, path: str) -> dict[str, Any]:
+    """Options of one layer."""
+    layer = _sublayer(model, path)
+    known = ((option, rule) for (kind, option), rule in OPTIONS.items() if kind == layer_kind(layer))
+    return {option: theirs(getattr(layer, own)) for option, (own, _, theirs) in known if hasattr(layer, own)}
+
+
+def set_options(model: Any, path: str, options: Mapping[str, Any]) -> None:
+    """Set options of one layer."""
+    layer = _sublayer(model, path)
+    for option, value in options.items():
+        attribute, ours, _ = OPTIONS[layer_kind(layer), option]
+        setattr(layer, attribute, ours(value))
 
 
 def replace_gradient(model: Any, parameter: str, replace: Callable[[NDArray], NDArray]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
@@ -14,20 +16,33 @@ from numpy.typing import NDArray
 from torch import nn
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import ModuleInfo
-from alignment.trace import Kind, Record, Trace
+from alignment.frameworks import ModuleInfo, call_site
+from alignment.trace import GRADIENT_OF, Kind, Record, Trace
 from checkpoints.layouts import KINDS
 from checkpoints.structure import Slot
 
 name = "torch"
+LIBRARY = str(Path(torch.__file__).parent)
 
 # (layer kind, option by torch's name) -> attribute here. torch is the one that names them, so values need no translation.
 OPTIONS = {
     ("LayerNorm", "eps"): "eps",
+    ("GroupNorm", "eps"): "eps",
+    ("BatchNorm1d", "eps"): "eps",
+    ("BatchNorm1d", "momentum"): "momentum",
+    ("BatchNorm2d", "eps"): "eps",
+    ("BatchNorm2d", "momentum"): "momentum",
     ("GELU", "approximate"): "approximate",
+    ("LeakyReLU", "negative_slope"): "negative_slope",
+    ("Softmax", "dim"): "dim",
     ("Dropout", "p"): "p",
     ("Dropout", "training"): "training",
+    ("AvgPool2d", "count_include_pad"): "count_include_pad",
+    ("Upsample", "align_corners"): "align_corners",
     ("CrossEntropyLoss", "reduction"): "reduction",
+    ("CrossEntropyLoss", "ignore_index"): "ignore_index",
+    ("CrossEntropyLoss", "label_smoothing"): "label_smoothing",
+    ("LSTM", "batch_first"): "batch_first",
 }
 
 
@@ -123,21 +138,17 @@ def run(
     loss: Literal["model", "criterion"],
     backward: bool = False,
     learning_rate: float | None = None,
+    detail: bool = False,
+    forced: Trace | None = None,
 ) -> Trace:
     """One recorded run; see `alignment.frameworks.Framework`."""
-    records: list[Record] = []
     model.zero_grad(set_to_none=True)
     parameters = dict(model.named_parameters())
     dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
-    handles = [*_record_outputs(model, records)]
-    try:
-        with torch.set_grad_enabled(backward):
-            device = next(iter(parameters.values())).device
-            labels = None if targets is None else _tensor(targets).to(device)
-            logits, value = _forward(model, [_tensor(array).to(device) for array in inputs.values()], labels, loss)
-    finally:
-        for handle in handles:
-            handle.remove()
+    recorder = _Recorder(model, detail, forced)
+    records = recorder.records
+    with recorder, torch.set_grad_enabled(backward):
+        logits, value = _forward(model, _on_device(model, inputs.values()), _labels(model, targets), loss)
     records.append(Record("logits", "logits", to_numpy(logits)))
     if value is not None:
         records.append(Record("loss", "loss", to_numpy(value)))
@@ -145,13 +156,46 @@ def run(
             records.append(Record("logits", "logits without targets", _without_targets(model, inputs)))
     if backward and value is not None:
         logits.retain_grad()
-        torch.autograd.backward(value.sum())
+        recorder.backward(value)
         records.append(_gradient("logits", logits))
         records += [_gradient(full, parameter) for full, parameter in parameters.items()]
         if learning_rate is not None:
             records += _adam_step(parameters, learning_rate)
+            records += _statistics_step(model, inputs)
         model.zero_grad(set_to_none=True)
-    return Trace(name, dtype, tuple(records))
+    return Trace(name, dtype, tuple(records), recorder.sites)
+
+
+def train(
+    model: nn.Module,
+    batches: Sequence[tuple[Mapping[str, NDArray], NDArray]],
+    *,
+    loss: Literal["model", "criterion"],
+    learning_rate: float,
+) -> list[float]:
+    """Losses of successive Adam steps; see `alignment.frameworks.Framework`."""
+    before = {full: tensor.clone() for full, tensor in model.state_dict().items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    losses = []
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        _, value = _forward(model, _on_device(model, inputs.values()), _labels(model, targets), loss)
+        assert value is not None
+        losses.append(float(value.sum()))
+        torch.autograd.backward(value.sum())
+        optimizer.step()
+    model.load_state_dict(before)
+    model.zero_grad(set_to_none=True)
+    return losses
+
+
+def _on_device(model: nn.Module, arrays: Iterable[NDArray]) -> list[torch.Tensor]:
+    device = next(model.parameters()).device
+    return [_tensor(array).to(device) for array in arrays]
+
+
+def _labels(model: nn.Module, targets: NDArray | None) -> torch.Tensor | None:
+    return None if targets is None else _on_device(model, [targets])[0]
 
 
 def _forward(
@@ -172,27 +216,95 @@ def _forward(
 @torch.no_grad()
 def _without_targets(model: nn.Module, inputs: Mapping[str, NDArray]) -> NDArray:
     """The logits of the call that predicts, which is another path through forward than the call that trains."""
-    device = next(model.parameters()).device
-    return to_numpy(model(*(_tensor(array).to(device) for array in inputs.values())))
+    return to_numpy(model(*_on_device(model, inputs.values())))
 
 
-def _record_outputs(model: nn.Module, records: list[Record]) -> Iterator[Any]:
-    calls: dict[str, int] = {}
+class _Recorder:
+    """Hooks on every module: they record what comes out, in detail also what goes in, and may put given values there."""
 
-    def recorder(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            calls[path] = calls.get(path, 0) + 1
-            label = path if calls[path] == 1 else f"{path}#{calls[path]}"
-            several = isinstance(output, (tuple, list))
-            for index, tensor in enumerate(output if several else [output]):
-                if isinstance(tensor, torch.Tensor):
-                    records.append(Record("activation", f"{label}[{index}]" if several else label, to_numpy(tensor)))
+    def __init__(self, model: nn.Module, detail: bool, forced: Trace | None) -> None:
+        self.records: list[Record] = []
+        self.sites: dict[str, str] = {}
+        self._detail, self._forced = detail or forced is not None, forced
+        self._calls: dict[str, int] = {}
+        self._handles: list[Any] = []
+        # Forced runs: what was computed, with the gradient it is given; and the tensors that took its place.
+        self._seeds: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._leaves: list[tuple[Kind, str, torch.Tensor]] = []
+        for path, module in model.named_modules():
+            if path and (self._detail or path != "criterion"):
+                if self._detail:
+                    self._handles.append(module.register_forward_pre_hook(partial(self._enter, path)))
+                self._handles.append(module.register_forward_hook(partial(self._leave, path)))
 
-        return record
+    def __enter__(self) -> None:
+        return None
 
-    for path, module in model.named_modules():
-        if path and path != "criterion":
-            yield module.register_forward_hook(recorder(path))
+    def __exit__(self, *_error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def backward(self, value: torch.Tensor) -> None:
+        """The backward pass: from the loss or, where values were forced, of each piece by itself."""
+        ends: list[torch.Tensor] = [value.sum()]
+        gradients: list[torch.Tensor | None] = [None]
+        for tensor, gradient in self._seeds:
+            ends.append(tensor)
+            gradients.append(gradient)
+        torch.autograd.backward(ends, gradients)
+        for kind, label, leaf in reversed(self._leaves):
+            self.records.append(Record(kind, label, None if leaf.grad is None else to_numpy(leaf.grad)))
+
+    def _enter(self, path: str, _module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        label = self._label(path, self._calls.get(path, 0) + 1)
+        self.sites[label] = call_site(LIBRARY)
+        return tuple(
+            self._pass("input", f"{label}[{index}]" if index else label, argument)
+            for index, argument in enumerate(arguments)
+        )
+
+    def _leave(self, path: str, _module: nn.Module, _arguments: Any, output: Any) -> Any:
+        self._calls[path] = self._calls.get(path, 0) + 1
+        label = self._label(path, self._calls[path])
+        if not isinstance(output, (tuple, list)):
+            return self._pass("activation", label, output)
+        passed = [self._pass("activation", f"{label}[{index}]", tensor) for index, tensor in enumerate(output)]
+        return type(output)(passed) if type(output) in (tuple, list) else None  # a named tuple stays as it is
+
+    @staticmethod
+    def _label(path: str, call: int) -> str:
+        return path if call == 1 else f"{path}#{call}"
+
+    def _pass(self, kind: Kind, label: str, tensor: Any) -> Any:
+        if not isinstance(tensor, torch.Tensor):
+            return tensor
+        self.records.append(Record(kind, label, to_numpy(tensor)))
+        if not self._detail:
+            return tensor
+        if self._forced is not None:
+            return self._replaced(kind, label, tensor, self._forced)
+        if tensor.requires_grad:
+            tensor = tensor.view_as(tensor) if kind == "input" else tensor  # so that the gradient is of this use alone
+
+            def record(gradient: torch.Tensor) -> None:
+                self.records.append(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))
+
+            tensor.register_hook(record)  # type: ignore[no-untyped-call, unused-ignore]
+        return tensor
+
+    def _replaced(self, kind: Kind, label: str, tensor: torch.Tensor, forced: Trace) -> torch.Tensor:
+        given = forced.get(kind, label)
+        floating = tensor.dtype.is_floating_point
+        if given is None or given.shape != tuple(tensor.shape) or (given.dtype.kind == "f") != floating:
+            return tensor
+        gradient = forced.get(GRADIENT_OF[kind], label)
+        if tensor.requires_grad and gradient is not None:
+            self._seeds.append((tensor, _tensor(gradient).to(tensor)))
+        leaf = _tensor(given).to(tensor)
+        if gradient is None or not torch.is_grad_enabled():
+            return leaf
+        self._leaves.append((GRADIENT_OF[kind], label, leaf.requires_grad_()))
+        return leaf.clone()  # a module may write into what it is given, and a leaf must not be written into
 
 
 def _gradient(label: str, tensor: torch.Tensor) -> Record:
@@ -210,6 +322,32 @@ def _adam_step(parameters: dict[str, nn.Parameter], learning_rate: float) -> lis
             records.append(Record(kind, full, to_numpy(parameter.double() - before[full].double())))
             parameter.copy_(before[full])
     return records
+
+
+@torch.no_grad()
+def _statistics_step(model: nn.Module, inputs: Mapping[str, NDArray]) -> list[Record]:
+    """What one forward pass in training mode does to running statistics; everything but their layers stays as it is."""
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training]
+    if not layers:
+        return []
+    before = {full: buffer.clone() for full, buffer in model.named_buffers()}
+    try:
+        for layer in layers:
+            layer.train()
+        model(*_on_device(model, inputs.values()))
+    except ValueError:  # a batch of one value a channel has no variance
+        return []
+    finally:
+        after = {full: buffer.clone() for full, buffer in model.named_buffers()}
+        for full, buffer in model.named_buffers():
+            buffer.copy_(before[full])
+        for layer in layers:
+            layer.eval()
+    return [
+        Record("update", full, to_numpy(after[full].double() - value.double()))
+        for full, value in before.items()
+        if value.dtype.is_floating_point and not torch.equal(after[full], value)
+    ]
 
 
 def cross_entropy(
@@ -235,6 +373,25 @@ def get_option(model: nn.Module, kind: str, option: str) -> dict[str, Any]:
     """Path -> value of an option of every layer of a kind."""
     found = ((path, module) for path, module in model.named_modules() if layer_kind(module) == kind)
     return {path: getattr(module, OPTIONS[kind, option]) for path, module in found}
+
+
+def module(model: nn.Module, path: str) -> nn.Module:
+    """The module at `path`."""
+    return model.get_submodule(path)
+
+
+def options(model: nn.Module, path: str) -> dict[str, Any]:
+    """Options of one module."""
+    layer = model.get_submodule(path)
+    known = ((option, attribute) for (kind, option), attribute in OPTIONS.items() if kind == layer_kind(layer))
+    return {option: getattr(layer, attribute) for option, attribute in known if hasattr(layer, attribute)}
+
+
+def set_options(model: nn.Module, path: str, options: Mapping[str, Any]) -> None:
+    """Set options of one module."""
+    layer = model.get_submodule(path)
+    for option, value in options.items():
+        setattr(layer, OPTIONS[layer_kind(layer), option], value)
 
 
 def replace_gradient(model: nn.Module, parameter: str, replace: Callable[[NDArray], NDArray]) -> None:

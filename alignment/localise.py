@@ -1,0 +1,386 @@
+"""Where divergences start: each piece of the candidate is run by itself on the reference's own values (teacher forcing).
+
+A `Scene` is one batch with one set of weights. Its forced run gives every module of the candidate what the reference's
+module was given, and hands on what the reference's module made of it, in the backward pass likewise; the weights are the
+reference's, too. So what still differs there differs by the code between two neighbouring records: it is a root, and what
+differs in the free run only is inherited. Several independent faults are all found in the one run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import checkpoints
+from alignment.compare import Comparison, Pair, Tolerance, measure, settle
+from alignment.correspondence import path_of, rename
+from alignment.errors import AlignmentError
+from alignment.experiment import Experiment, State
+from alignment.report import StageResult, TensorResult
+from alignment.trace import GRADIENT_OF, Kind, Record, Trace
+from checkpoints import undo
+from fake_data import Batch
+
+# Most cases (batch × weights) that are looked into: faults that show in a few batches only are rare, and each costs runs.
+MOST_SCENES = 4
+
+FORWARD: tuple[Kind, ...] = ("input", "activation")
+FLOWS: frozenset[Kind] = frozenset((*GRADIENT_OF, *GRADIENT_OF.values()))
+
+
+@dataclass(frozen=True)
+class Root:
+    """A divergence that starts here: all that it depends on was the reference's own, and it differs all the same.
+
+    kind, name: of the record, in the reference's words. owner: path of the module (the reference's words) whose code
+    computes it: an activation and its gradients by the module itself, what a module is given by its parent.
+    reference, candidate: the float64 values, the candidate's in the reference's layout; None where it has none.
+    """
+
+    kind: Kind
+    name: str
+    owner: str
+    comparison: Comparison
+    reference: NDArray | None
+    candidate: NDArray | None
+
+
+class Scene:
+    """One batch with one set of weights, run in full detail. `dtype` is that of the forced runs."""
+
+    def __init__(self, experiment: Experiment, weights: str, batch: Batch, dtype: str = "float64") -> None:
+        assert experiment.layout is not None
+        self.experiment, self.weights, self.batch, self.dtype = experiment, weights, batch, dtype
+        self.state = experiment.weights[weights]
+        self.moves = {move.source: move for move in experiment.layout.moves}
+        self.backward = 5 in experiment.options.steps and batch.targets is not None
+        self._models: dict[tuple[str, str], Any] = {}
+
+    # ------------------------------------------------------------------------------------------------------------ runs
+
+    def model(self, side: str, dtype: str | None = None) -> Any:
+        """This scene's model of a side, with the faults planted and the right weights."""
+        key = (side, dtype or self.dtype)
+        if key not in self._models:
+            self._models[key] = self.experiment.model(*key)
+            self.load(side, self._models[key], self.state)
+        return self._models[key]
+
+    def load(self, side: str, model: Any, state: State) -> None:
+        """Give a model of one side weights in the reference's names and layout."""
+        framework, layout = self.experiment.side(side)[0], self.experiment.layout
+        assert layout is not None
+        framework.load_state(model, state if side == "reference" else checkpoints.convert(state, layout))
+
+    def run(self, side: str, dtype: str | None = None, forced: Trace | None = None) -> Trace:
+        """A detailed run of one side."""
+        return self.experiment.run(side, self.model(side, dtype), self.batch, self.backward, True, forced)
+
+    @cached_property
+    def reference64(self) -> Trace:
+        return self.run("reference", "float64")
+
+    @cached_property
+    def reference32(self) -> Trace:
+        return self.run("reference", "float32")
+
+    @cached_property
+    def noise(self) -> Trace:
+        """A float32 run of the reference with its weights moved by one unit in the last place."""
+        model = self.model("reference", "float32")
+        self.load("reference", model, self.experiment.moved(self.weights, 1)[0])
+        try:
+            return self.run("reference", "float32")
+        finally:
+            self.load("reference", model, self.state)
+
+    @cached_property
+    def candidate64(self) -> Trace:
+        """The candidate by itself, with the weights it was given in the check (planted faults included)."""
+        model = self.model("candidate", "float64")
+        framework = self.experiment.candidate
+        framework.load_state(model, self.experiment.candidate_state(self.state))
+        try:
+            return self.run("candidate", "float64")
+        finally:
+            self.load("candidate", model, self.state)
+
+    @property
+    def given(self) -> Trace:
+        """What forced runs are given: the reference's run in this scene's dtype."""
+        return self.reference64 if self.dtype == "float64" else self.reference32
+
+    def forced(
+        self,
+        state: State | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        given: Mapping[tuple[Kind, str], NDArray | None] | None = None,
+    ) -> Trace:
+        """A forced run of the candidate, on request with a change whose effect is to be seen.
+
+        Args:
+            state: other weights, in the reference's names and layout.
+            options: module path (the reference's words) -> options to set, by torch's names.
+            given: records to give other values; None: not to force.
+        """
+        model, framework = self.model("candidate"), self.experiment.candidate
+        trace = self.given
+        if given:
+            changed = [Record(r.kind, r.name, given.get((r.kind, r.name), r.value)) for r in trace.records]
+            trace = replace(trace, records=tuple(record for record in changed if record.value is not None))
+        before = {path: framework.options(model, self.experiment.paths[path]) for path in options or {}}
+        try:
+            for path, values in (options or {}).items():
+                framework.set_options(model, self.experiment.paths[path], values)
+            if state is not None:
+                self.load("candidate", model, state)
+            return self.run("candidate", forced=trace)
+        finally:
+            for path, values in before.items():
+                framework.set_options(model, self.experiment.paths[path], values)
+            if state is not None:
+                self.load("candidate", model, self.state)
+
+    # --------------------------------------------------------------------------------------------------------- judging
+
+    def value(self, trace: Trace, kind: Kind, name: str) -> NDArray | None:
+        """One record of the candidate's trace by the reference's name, in the reference's layout."""
+        move = self.moves.get(name) if kind == "gradient" else None
+        if move is None:
+            return trace.get(kind, name)
+        value = trace.get(kind, move.target)
+        return value if value is None or value.shape != move.shape_to else undo(value, move)
+
+    def judge(self, kind: Kind, name: str, candidate: NDArray | None) -> Comparison:
+        """Compare a candidate's value with the reference's, both computed from the reference's own values."""
+        one, noise = self.reference32.get(kind, name), self.noise.get(kind, name)
+        truth = self.reference64.get(kind, name)
+        runs = () if noise is None else (noise,)
+        scale = self.gradient_scale if kind not in FORWARD else 0.0
+        if self.dtype == "float32":
+            # Both computed it from the same float32 values: the reference's own is what the candidate's should be.
+            pair = Pair(one, candidate, truth, truth, runs, truth32=None if one is None else one.astype(np.float64))
+        else:
+            pair = Pair(one, one, truth, candidate, runs, scale=scale)
+        return settle([measure(pair, Tolerance())])[0]
+
+    @cached_property
+    def gradient_scale(self) -> float:
+        """The largest gradient of this scene, whose rounding reaches the small ones."""
+        values = [r.value for r in self.reference64.records if r.kind == "gradient" and r.value is not None]
+        return max((float(np.abs(v).max(initial=0.0)) for v in values), default=0.0)
+
+    def points(self) -> Iterable[tuple[Kind, str]]:
+        """Everything the reference's run recorded, in the order it came to be."""
+        for record in self.reference64.records:
+            if record.kind in FLOWS or record.kind in ("gradient", "loss") or record.name == "logits":
+                yield record.kind, record.name
+
+    def failing(self, trace: Trace, kinds: Iterable[Kind] | None = None) -> dict[tuple[Kind, str], Comparison]:
+        """What differs in a forced run, of all kinds or of some."""
+        found = {}
+        for kind, name in self.points():
+            if kinds is not None and kind not in kinds:
+                continue
+            value = self.value(trace, kind, name)
+            if value is None and not self._due(trace, kind, name):
+                continue
+            comparison = self.judge(kind, name, value)
+            if comparison.verdict == "diverged":
+                found[kind, name] = comparison
+        return found
+
+    def _due(self, trace: Trace, kind: Kind, name: str) -> bool:
+        """Should the candidate have a record that it has not? A gradient of what it computed or owns, unless that is zero."""
+        value = self.reference64.get(kind, name)
+        if value is None or not value.any():
+            return False
+        if kind == "gradient":
+            return name in self.moves
+        flow = next((flow for flow, gradient in GRADIENT_OF.items() if gradient == kind), None)
+        return flow is not None and trace.get(flow, name) is not None
+
+    @cached_property
+    def forced_run(self) -> Trace:
+        """The candidate's forced run, without a change."""
+        trace = self.forced()
+        differing = [key for key in self.failing(trace, ["input"]) if not _is_float(trace.get(*key))]
+        if not differing:
+            return trace
+        # Where forcing a mask makes more differ than leaving it, the two sides only mean different things by it.
+        free: dict[tuple[Kind, str], NDArray | None] = dict.fromkeys(differing)
+        left = self.forced(given=free)
+        better = len(self.failing(left, FORWARD)) < len(self.failing(trace, FORWARD))
+        return left if better else trace
+
+    @cached_property
+    def roots(self) -> tuple[Root, ...]:
+        """Every divergence that starts by itself, forward ones first, in order of execution."""
+        trace = self.forced_run
+        failing = self.failing(trace)
+        forward = [key for key in failing if key[0] in FORWARD and self._matters(*key)]
+        forward += [key for key in failing if key[0] in ("logits", "loss") and not forward]
+        # Code that is wrong forward is wrong backward, too.
+        guilty = {self.owner(*key) for key in forward}
+        backward = [key for key in failing if key[0] not in (*FORWARD, "logits", "loss")]
+        backward = [key for key in backward if self.owner(*key) not in guilty]
+        flowing = {self.owner(*key) for key in backward if key[0] in FLOWS}
+        backward = [key for key in backward if key[0] in FLOWS or self.owner(*key) not in flowing]
+        backward = [key for key in backward if key != ("gradient", "logits")] or backward
+        return tuple(
+            Root(
+                kind,
+                name,
+                self.owner(kind, name),
+                failing[kind, name],
+                self.reference64.get(kind, name),
+                self.value(trace, kind, name),
+            )
+            for kind, name in (*forward, *backward)
+        )
+
+    def _matters(self, kind: Kind, name: str) -> bool:
+        """Does what a module is given make a difference to anything? A mask of −1e4 or −inf may not."""
+        if kind != "input":
+            return True
+        before = self.failing(self.forced_run, FORWARD)
+        left = self.failing(self.forced(given={(kind, name): None}), FORWARD)
+        return any(key not in before for key in left)
+
+    def owner(self, kind: Kind, name: str) -> str:
+        """Path of the module whose code computes a record."""
+        if kind == "gradient" and name in self.moves:
+            return name.rpartition(".")[0]
+        if kind in ("logits", "loss", "gradient"):
+            return ""
+        path = path_of(name)
+        return path if kind in ("activation", "input gradient") else path.rpartition(".")[0]
+
+
+def _is_float(value: NDArray | None) -> bool:
+    return value is not None and value.dtype.kind == "f"
+
+
+def localise(
+    experiment: Experiment, stages: tuple[StageResult, ...], progress: Callable[[], None]
+) -> tuple[tuple[StageResult, ...], tuple[Scene, ...]]:
+    """Mark every root divergence, and add the roots that no stage looks at (what modules are given).
+
+    Returns the stages, and the scenes in which the roots of the stages that run the models were found.
+    """
+    scenes: list[Scene] = []
+    stages = tuple(replace(stage, tensors=tuple(_by_itself(stage.tensors))) for stage in stages)
+    try:
+        for scene in _scenes(experiment, stages):
+            stages = _with_roots(stages, scene)
+            scenes.append(scene)
+            progress()
+    except AlignmentError as error:
+        # The candidate can't be run piece by piece: what the stages found stands.
+        note = f"root divergences could not be separated: {error}"
+        stages = (*stages[:-1], replace(stages[-1], notes=(*stages[-1].notes, note)))
+    if any(tensor.root for stage in stages for tensor in stage.tensors):
+        return stages, tuple(scenes)
+    return _first_is_root(stages), tuple(scenes)
+
+
+def _by_itself(tensors: Iterable[TensorResult]) -> Iterable[TensorResult]:
+    """Mark what depends on nothing else a stage looks at: structure, weights, and steps judged given what they start from."""
+    tensors = list(tensors)
+    wrong_logits = any(t.record == "logits" and t.verdict == "diverged" for t in tensors)
+    for tensor in tensors:
+        alone = tensor.record in ("module", "parameter", "buffer", "initializer", "update")
+        yield replace(tensor, root=True) if alone and tensor.verdict == "diverged" and not wrong_logits else tensor
+
+
+def _scenes(experiment: Experiment, stages: tuple[StageResult, ...]) -> Iterable[Scene]:
+    """Cases to look into, until every diverging tensor of the stages that run the models was in one of them."""
+    batches = {batch.name: batch for batch in experiment.batches}
+    left = [t for stage in stages for t in stage.tensors if t.diverging and t.record in _RUN and not t.root]
+    for _ in range(MOST_SCENES):
+        cases = Counter(case for tensor in left for case in tensor.diverging)
+        if not cases:
+            return
+        case = cases.most_common(1)[0][0]
+        here = [tensor for tensor in left if case in tensor.diverging]
+        left = [tensor for tensor in left if case not in tensor.diverging]
+        weights, _, batch = case.rpartition("/")
+        only_precision = all(tensor.decided_by == "precision" for tensor in here)
+        yield Scene(experiment, weights, batches[batch], "float32" if only_precision else "float64")
+
+
+def _with_roots(stages: tuple[StageResult, ...], scene: Scene) -> tuple[StageResult, ...]:
+    for root in scene.roots:
+        record, name = row_of(root)
+        step = _STEP[record]
+        for position, stage in enumerate(stages):
+            if stage.step != step:
+                continue
+            tensors = list(stage.tensors)
+            known = [i for i, t in enumerate(tensors) if (t.record, t.name) == (record, name)]
+            if known:
+                tensors[known[0]] = replace(tensors[known[0]], root=True)
+            else:
+                first = next((i for i, t in enumerate(tensors) if not t.root), len(tensors))
+                tensors.insert(first, _row(root, record, name, scene))
+            stages = (*stages[:position], replace(stage, tensors=tuple(tensors)), *stages[position + 1 :])
+    return stages
+
+
+def row_of(root: Root) -> tuple[str, str]:
+    """Record and name under which a stage lists a root."""
+    if path_of(root.name) == "criterion" and root.kind == "activation":
+        return "loss", "loss"
+    return root.kind, root.name
+
+
+def _row(root: Root, record: str, name: str, scene: Scene) -> TensorResult:
+    comparison = root.comparison
+    return TensorResult(
+        record,
+        name,
+        rename(name, scene.experiment.paths),
+        comparison.shape,
+        "diverged",
+        f"given the reference's own values: {comparison.reason}",
+        comparison.max_abs,
+        comparison.rel_l2,
+        comparison.error_ratio,
+        comparison.worst_index,
+        comparison.seen,
+        comparison.allowed,
+        comparison.strain,
+        comparison.dtype,
+        comparison.decided_by,
+        scene.weights,
+        scene.batch.name,
+        diverging=(f"{scene.weights}/{scene.batch.name}",),
+        root=True,
+    )
+
+
+def _first_is_root(stages: tuple[StageResult, ...]) -> tuple[StageResult, ...]:
+    for position, stage in enumerate(stages):
+        for index, tensor in enumerate(stage.tensors):
+            if tensor.verdict == "diverged":
+                marked = (*stage.tensors[:index], replace(tensor, root=True), *stage.tensors[index + 1 :])
+                return (*stages[:position], replace(stage, tensors=marked), *stages[position + 1 :])
+    return stages
+
+
+_STEP = {
+    "input": 3,
+    "activation": 3,
+    "logits": 3,
+    "loss": 4,
+    "gradient": 5,
+    "input gradient": 5,
+    "activation gradient": 5,
+}
+_RUN = ("activation", "logits", "loss", "metric", "gradient")
