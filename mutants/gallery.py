@@ -57,7 +57,7 @@ def _masked_tokens(settings: Settings) -> InputSpec:
             "mask": Mask(("B", "N"), of="input_ids"),
             "targets": Labels(settings["num_classes"], ("B",)),
         },
-        max_length=12,
+        max_length=settings["max_length"],
     )
 
 
@@ -106,7 +106,7 @@ GALLERY: dict[str, Twin] = {
             "attention-net",
             "AttentionNet",
             "masked multi-head attention from a packed projection",
-            {"vocab_size": 50, "dim": 16, "heads": 4, "num_classes": 5},
+            {"vocab_size": 50, "max_length": 12, "dim": 16, "heads": 4, "num_classes": 5},
             _masked_tokens,
             mask_input=("", 1),
         ),
@@ -167,6 +167,8 @@ GALLERY_MUTANTS: tuple[GalleryMutant, ...] = (
         ("inplace-alias", 3, "input", "relu2"),
         ("align-corners", 3, "input", "head"),
         ("flatten-order", 3, "input", "head"),
+        ("bn-momentum", 5, "update", "bn.running_mean"),
+        ("bn-biased-variance", 5, "update", "bn.running_var"),
     ),
     *_mutants(
         "attention-net",
@@ -197,8 +199,8 @@ GALLERY_MUTANTS: tuple[GalleryMutant, ...] = (
         "tied-net",
         ("tie-lost", 1, "parameter", "output.weight"),
         ("tie-detached", 5, "gradient", "embedding.weight"),
-        ("grad-scale", 5, "gradient", "embedding.weight"),
-        ("graph-cut", 5, "gradient", "hidden.weight"),
+        ("grad-scale", 5, "activation gradient", "embedding"),
+        ("graph-cut", 5, "activation gradient", "hidden"),
         ("max-ties", 5, "gradient", "gains"),
     ),
     *_mutants("loss-cross-entropy", ("loss-reduction", 4, "loss", "loss"), ("double-softmax", 4, "loss", "loss")),

@@ -25,6 +25,21 @@ class Conv2D(nn.Conv2D):
         )
 
 
+class BatchNorm2D(nn.BatchNorm2D):
+    """Learns torch's running statistics: the unbiased variance, where Paddle's own is biased."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, keep = (self._mean.clone(), self._variance.clone()), self._momentum
+        y = F.batch_norm(x, self._mean, self._variance, self.weight, self.bias, self.training, epsilon=self._epsilon)
+        if self.training:
+            with paddle.no_grad():
+                mean = x.mean((0, 2, 3), keepdim=True)
+                variance = (x - mean).square().sum((0, 2, 3)) / (x.size // x.shape[1] - 1)
+                self._mean.set_value(keep * before[0] + (1.0 - keep) * mean.flatten())
+                self._variance.set_value(keep * before[1] + (1.0 - keep) * variance)
+        return y
+
+
 class BatchNormOfTorchNames(nn.BatchNorm2D):
     """Keeps torch's names for the statistics, so that its own, which Paddle's checkpoints fill, are not the ones used."""
 
@@ -47,16 +62,20 @@ class ConvNet(nn.Layer):
         linear = nn.Linear if fault == "linear-init" else Linear
         self.conv1 = conv(3, channels, 3, padding=1)
         if fault == "bn-eps":
-            self.bn = nn.BatchNorm2D(channels)
+            self.bn: nn.BatchNorm2D = BatchNorm2D(channels)
         elif fault == "bn-buffers-lost":
             self.bn = BatchNormOfTorchNames(channels, epsilon=1e-3)
-        else:
+        elif fault == "bn-momentum":
+            self.bn = BatchNorm2D(channels, momentum=0.1, epsilon=1e-3)
+        elif fault == "bn-biased-variance":
             self.bn = nn.BatchNorm2D(channels, epsilon=1e-3)
+        else:
+            self.bn = BatchNorm2D(channels, epsilon=1e-3)
         self.relu1 = nn.ReLU()
         if fault == "avgpool-padding":
-            self.pool = nn.AvgPool2D(3, stride=2, padding=1)
+            self.pool = nn.AvgPool2D(4, stride=2, padding=1)
         else:
-            self.pool = nn.AvgPool2D(3, stride=2, padding=1, exclusive=False)
+            self.pool = nn.AvgPool2D(4, stride=2, padding=1, exclusive=False)
         self.shift = self.create_parameter([channels, 1, 1], default_initializer=Constant(0.0))
         self.conv2 = conv(channels, channels, 3)
         self.relu2 = nn.ReLU()
@@ -90,10 +109,13 @@ class ConvNet(nn.Layer):
 class AttentionNet(nn.Layer):
     """One layer of self-attention and attention pooling: b n, b n -> b c. The mask is True at real tokens."""
 
-    def __init__(self, vocab_size: int, dim: int, heads: int, num_classes: int, fault: str = "") -> None:
+    def __init__(
+        self, vocab_size: int, max_length: int, dim: int, heads: int, num_classes: int, fault: str = ""
+    ) -> None:
         super().__init__()
         self.heads, self.fault = heads, fault
         self.embedding = Embedding(vocab_size, dim)
+        self.positions = Embedding(max_length, dim)
         self.in_proj = Linear(dim, 3 * dim)
         self.softmax = nn.Softmax()
         self.out_proj = Linear(dim, dim)
@@ -121,7 +143,7 @@ class AttentionNet(nn.Layer):
         return scores.masked_fill(~mask, -1e9)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        x = self.embedding(input_ids)
+        x = self.embedding(input_ids) + self.positions(paddle.arange(input_ids.shape[1]))
         q, k, v = (self.split_heads(part) for part in self.in_proj(x).chunk(3, axis=-1))
         if self.fault == "mha-packing":
             q, k = k, q
@@ -271,7 +293,8 @@ class LossNet(nn.Layer):
         if self.loss == "label-smoothing":
             if self.fault == "label-smoothing":
                 return F.cross_entropy(logits, targets)
-            return F.cross_entropy(logits, targets, label_smoothing=0.1)
+            soft = 0.9 * one_hot + 0.1 / self.num_classes  # Paddle's own option is a float32
+            return -(soft * F.log_softmax(logits)).sum(-1).mean()
         if self.loss == "smooth-l1":
             if self.fault == "smooth-l1":
                 return F.smooth_l1_loss(logits, one_hot, delta=0.5)

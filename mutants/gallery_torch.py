@@ -20,7 +20,7 @@ class ConvNet(nn.Module):
         self.conv1 = nn.Conv2d(3, channels, 3, padding=1)
         self.bn = nn.BatchNorm2d(channels, eps=1e-3)
         self.relu1 = nn.ReLU()
-        self.pool = nn.AvgPool2d(3, stride=2, padding=1)
+        self.pool = nn.AvgPool2d(4, stride=2, padding=1)
         self.shift = nn.Parameter(torch.zeros(channels, 1, 1))
         self.conv2 = nn.Conv2d(channels, channels, 3)
         self.relu2 = nn.ReLU()
@@ -45,10 +45,11 @@ class ConvNet(nn.Module):
 class AttentionNet(nn.Module):
     """One layer of self-attention and attention pooling: b n, b n -> b c. The mask is True at real tokens."""
 
-    def __init__(self, vocab_size: int, dim: int, heads: int, num_classes: int) -> None:
+    def __init__(self, vocab_size: int, max_length: int, dim: int, heads: int, num_classes: int) -> None:
         super().__init__()
         self.heads = heads
         self.embedding = nn.Embedding(vocab_size, dim)
+        self.positions = nn.Embedding(max_length, dim)
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.softmax = nn.Softmax(dim=-1)
         self.out_proj = nn.Linear(dim, dim)
@@ -61,7 +62,7 @@ class AttentionNet(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        x = self.embedding(input_ids)
+        x = self.embedding(input_ids) + self.positions(torch.arange(input_ids.shape[1], device=input_ids.device))
         q, k, v = (self.split_heads(part) for part in self.in_proj(x).chunk(3, dim=-1))
         scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
         scores = scores.masked_fill(~mask[:, None, None, :], -1e9)
