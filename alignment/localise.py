@@ -121,31 +121,33 @@ class Scene:
         state: State | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         given: Mapping[tuple[Kind, str], NDArray | None] | None = None,
+        side: str = "candidate",
     ) -> Trace:
-        """A forced run of the candidate, on request with a change whose effect is to be seen.
+        """A forced run of the candidate (or the reference), on request with a change whose effect is to be seen.
 
         Args:
             state: other weights, in the reference's names and layout.
             options: module path (the reference's words) -> options to set, by torch's names.
             given: records to give other values; None: not to force.
         """
-        model, framework = self.model("candidate"), self.experiment.candidate
+        model, (framework, _) = self.model(side), self.experiment.side(side)
+        paths = self.experiment.paths if side == "candidate" else {path: path for path in self.experiment.paths}
         trace = self.given
         if given:
             changed = [Record(r.kind, r.name, given.get((r.kind, r.name), r.value)) for r in trace.records]
             trace = replace(trace, records=tuple(record for record in changed if record.value is not None))
-        before = {path: framework.options(model, self.experiment.paths[path]) for path in options or {}}
+        before = {path: framework.options(model, paths[path]) for path in options or {}}
         try:
             for path, values in (options or {}).items():
-                framework.set_options(model, self.experiment.paths[path], values)
+                framework.set_options(model, paths[path], values)
             if state is not None:
-                self.load("candidate", model, state)
-            return self.run("candidate", forced=trace)
+                self.load(side, model, state)
+            return self.run(side, forced=trace)
         finally:
             for path, values in before.items():
-                framework.set_options(model, self.experiment.paths[path], values)
+                framework.set_options(model, paths[path], values)
             if state is not None:
-                self.load("candidate", model, self.state)
+                self.load(side, model, self.state)
 
     # --------------------------------------------------------------------------------------------------------- judging
 
@@ -291,12 +293,13 @@ def localise(
 
 
 def _by_itself(tensors: Iterable[TensorResult]) -> Iterable[TensorResult]:
-    """Mark what depends on nothing else a stage looks at: structure, weights, and steps judged given what they start from."""
+    """Mark what depends on nothing else a stage looks at: structure, weights, and steps given what they start from."""
     tensors = list(tensors)
-    wrong_logits = any(t.record == "logits" and t.verdict == "diverged" for t in tensors)
+    gradients = {t.name for t in tensors if t.record == "gradient" and t.verdict == "diverged"}
     for tensor in tensors:
-        alone = tensor.record in ("module", "parameter", "buffer", "initializer", "update")
-        yield replace(tensor, root=True) if alone and tensor.verdict == "diverged" and not wrong_logits else tensor
+        alone = tensor.record in ("module", "parameter", "buffer", "initializer")
+        alone = alone or (tensor.record == "update" and tensor.name not in gradients)
+        yield replace(tensor, root=True) if alone and tensor.verdict == "diverged" else tensor
 
 
 def _scenes(experiment: Experiment, stages: tuple[StageResult, ...]) -> Iterable[Scene]:
