@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from alignment.experiment import Options, prepare
-from alignment.localise import localise
+from alignment.experiment import Experiment, Options, prepare
+from alignment.localise import Scene, localise
 from alignment.report import Report, TwinResult
 from alignment.reprod import write_reprod_logs
 from alignment.stages import run_stages
@@ -19,6 +20,15 @@ from alignment.twins import DEFAULT_TWIN, Twin, get_twin
 
 # Told (done, total) as cases are finished.
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A check that has run, with what an explanation needs: the live sides, and the scenes of its root divergences."""
+
+    report: Report
+    experiment: Experiment
+    scenes: tuple[Scene, ...]
 
 
 def check(
@@ -30,7 +40,7 @@ def check(
     """Check one twin.
 
     Args:
-        twin: a built-in name, or a Twin.
+        twin: a built-in name, ``"package.module:attribute"``, or a Twin.
         options: which stages, sizes, data, weights; the default is what ``align check`` does.
         progress: called with (done, total) after every batch.
         reprod_log: a folder for pairs of files of the reprod_log package.
@@ -38,8 +48,15 @@ def check(
     Raises:
         AlignmentError, CheckpointError, DataError: it could not run; the message says what to change.
     """
+    return run_check(twin, options or Options(), progress, reprod_log).report
+
+
+def run_check(
+    twin: str | Twin, options: Options, progress: Progress | None = None, reprod_log: Path | None = None
+) -> Checked:
+    """`check`, with the live sides kept."""
     start = time.perf_counter()
-    twin, options = get_twin(twin) if isinstance(twin, str) else twin, options or Options()
+    twin = get_twin(twin) if isinstance(twin, str) else twin
     experiment = prepare(twin, options)
     total = len(experiment.weights) * len(experiment.batches)
     done = 0
@@ -50,7 +67,7 @@ def check(
         if progress is not None:
             progress(done, total)
 
-    stages, _ = localise(experiment, run_stages(experiment, advance), lambda: None)
+    stages, scenes = localise(experiment, run_stages(experiment, advance))
     notes = experiment.notes
     if reprod_log is not None and experiment.layout is None:
         notes = (*notes, "no reprod_log files: the candidate can't be given the reference's weights")
@@ -69,9 +86,18 @@ def check(
         faults=tuple(fault.name for fault in experiment.faults),
         notes=notes,
         seconds=time.perf_counter() - start,
+        options={
+            "steps": list(options.steps),
+            "settings": dict(options.settings),
+            "data": options.data,
+            "weights": options.weights,
+            "batch_size": options.batch_size,
+            "length": options.length,
+            "threads": options.threads,
+        },
     )
     versions = _versions() | experiment.reference.versions() | experiment.candidate.versions()
-    return Report((result,), versions)
+    return Checked(Report((result,), versions), experiment, scenes)
 
 
 def merge_reports(reports: Sequence[Report]) -> Report:

@@ -9,7 +9,7 @@ differs in the free run only is inherited. Several independent faults are all fo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -270,7 +270,7 @@ def _is_float(value: NDArray | None) -> bool:
 
 
 def localise(
-    experiment: Experiment, stages: tuple[StageResult, ...], progress: Callable[[], None]
+    experiment: Experiment, stages: tuple[StageResult, ...]
 ) -> tuple[tuple[StageResult, ...], tuple[Scene, ...]]:
     """Mark every root divergence, and add the roots that no stage looks at (what modules are given).
 
@@ -282,7 +282,6 @@ def localise(
         for scene in _scenes(experiment, stages):
             stages = _with_roots(stages, scene)
             scenes.append(scene)
-            progress()
     except AlignmentError as error:
         # The candidate can't be run piece by piece: what the stages found stands.
         note = f"root divergences could not be separated: {error}"

@@ -15,7 +15,8 @@ SCHEMA_VERSION = 1
 class TensorResult:
     """One tensor's verdict in one stage: the worst of its comparisons over batches and weights.
 
-    record: what was compared: module, parameter, buffer, initializer, activation, logits, loss, metric, gradient, update.
+    record: what was compared: module, parameter, buffer, initializer, activation, logits, loss, metric, gradient, update;
+    where a root lies between modules: input (what a module is given), input gradient, activation gradient.
     reference_name, candidate_name: each side's own name; None where that side has no such tensor.
     max_abs, rel_l2, worst_index: of the difference, in the dtype named by `dtype`. allowed: the largest `seen` that would
     still be aligned, `seen` being max_abs in float64 (semantics), the RMS error in float32 (precision), or -log10 of the
@@ -24,7 +25,7 @@ class TensorResult:
     weights, batch: where the worst was seen. comparisons: how many there were; diverging: those that diverged, as
     ``weights/batch``.
     strain: seen over allowed; 1 is the limit.
-    root: this divergence comes first: all that it depends on agrees. Others may be its consequences.
+    root: this divergence starts by itself: all that it depends on agrees, or was made to. Others are its consequences.
     """
 
     record: str
@@ -70,6 +71,47 @@ class StageResult:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What is behind one or several root divergences.
+
+    roots: ``"record name"`` of each. inherited: how many other tensors diverge.
+    cause: its name, or None where no known cause could be proved. summary, remedy: what is wrong, and what to change.
+    side: ``"reference"`` or ``"candidate"``; side_reason: why it is said to be that one.
+    proof: the correction and how far the difference fell; before, after: its relative L2 without and with it.
+    tried: what was tried in vain, with figures. evidence: identities that were checked.
+    sites: ``"file:line what"`` in the candidate's source.
+    """
+
+    roots: tuple[str, ...]
+    symptom: str
+    cause: str | None
+    summary: str
+    remedy: str
+    side: str
+    side_reason: str
+    proof: str = ""
+    before: float | None = None
+    after: float | None = None
+    tried: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the divergence does to training: losses of both sides at each step of Adam, from the same weights, in float32.
+
+    envelope: how far the reference's own loss moves when its weights are moved by one unit in the last place.
+    """
+
+    learning_rate: float
+    reference: tuple[float, ...]
+    candidate: tuple[float, ...]
+    envelope: tuple[float, ...]
+    summary: str
+
+
+@dataclass(frozen=True)
 class TwinResult:
     """One twin's verdict: its stages and what they rest on."""
 
@@ -85,6 +127,9 @@ class TwinResult:
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    effect: Effect | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -92,13 +137,9 @@ class TwinResult:
         return overall(stage.verdict for stage in self.stages)
 
     @property
-    def root(self) -> tuple[StageResult, TensorResult] | None:
-        """The first divergence in order of dependency, with its stage."""
-        for stage in self.stages:
-            for tensor in stage.tensors:
-                if tensor.root:
-                    return stage, tensor
-        return None
+    def roots(self) -> tuple[TensorResult, ...]:
+        """The divergences that start by themselves, in order of dependency."""
+        return tuple(tensor for stage in self.stages for tensor in stage.tensors if tensor.root)
 
 
 @dataclass(frozen=True)

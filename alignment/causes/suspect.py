@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -243,6 +243,18 @@ class WeightSuspect:
             return
         before, after = relative(self.candidate, self.reference), relative(_wide(corrected), self.reference)
         yield Trial(change, before, after, after == 0.0)
+
+
+class AnySuspect(Protocol):
+    """What every kind of suspect has: what diverges, by record and name."""
+
+    @property
+    def record(self) -> str:
+        """Kind of the record."""
+
+    @property
+    def name(self) -> str:
+        """The reference's name."""
 
 
 def _as_seen(value: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,10 @@ def _twin(twin: TwinResult) -> dict[str, Any]:
         "faults": list(twin.faults),
         "notes": list(twin.notes),
         "seconds": round(twin.seconds, 3),
+        "options": dict(twin.options),
         "stages": [_stage(stage) for stage in twin.stages],
+        "findings": [asdict(finding) for finding in twin.findings],
+        "effect": None if twin.effect is None else asdict(twin.effect),
     }
 
 

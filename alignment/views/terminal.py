@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from alignment.report import Report, StageResult, TensorResult, TwinResult
+from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
 
 STYLES = {"aligned": "green", "diverged": "bold red", "inconclusive": "yellow"}
 MARKS = {"aligned": "✓", "diverged": "✗", "inconclusive": "?"}
@@ -19,6 +19,8 @@ MARKS = {"aligned": "✓", "diverged": "✗", "inconclusive": "?"}
 SHOWN = 8
 # After the stage that holds the root: what diverges there may be its consequence.
 FOLLOWING = 3
+# Roots and source lines of one finding shown without --verbose.
+SHOWN_ROOTS = 4
 
 
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
@@ -48,6 +50,54 @@ def _print_twin(twin: TwinResult, console: Console, verbose: bool) -> None:
     for stage in twin.stages:
         _print_stage(stage, console, verbose, FOLLOWING if rooted else SHOWN)
         rooted = rooted or stage.verdict == "diverged"
+    for number, finding in enumerate(twin.findings, start=1):
+        _print_finding(finding, number, len(twin.findings), console, verbose)
+    if twin.effect is not None:
+        _print_effect(twin.effect, console)
+
+
+def _print_finding(finding: Finding, number: int, of: int, console: Console, verbose: bool) -> None:
+    """One finding as a short list: what is seen, where it starts, who is wrong, why, how that is proved, what to do."""
+    console.print()
+    title = f"  finding {number} of {of}: " if of > 1 else "  finding: "
+    known = finding.cause is not None
+    console.print(
+        Text.assemble((title, "bold"), (finding.cause or "unexplained", "bold magenta" if known else "yellow"))
+    )
+    roots = finding.roots if verbose else finding.roots[:SHOWN_ROOTS]
+    more = f" and {len(finding.roots) - len(roots)} more" if len(finding.roots) > len(roots) else ""
+    lines = [
+        ("symptom", finding.symptom),
+        ("root", ", ".join(roots) + more),
+        ("side", f"{finding.side}: {finding.side_reason}"),
+        ("cause", finding.summary),
+        ("proof", finding.proof),
+        *(("tried", line) for line in finding.tried),
+        *(("evidence", line) for line in (finding.evidence if verbose or not known else ())),
+        ("change", finding.remedy),
+        *(("where", site) for site in finding.sites[: None if verbose else SHOWN_ROOTS]),
+    ]
+    table = Table(box=None, padding=(0, 1), show_edge=False, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for label, line in lines:
+        if line:
+            table.add_row(label, Text(line))
+    console.print(Padding(table, (0, 0, 0, 4), expand=False))
+
+
+def _print_effect(effect: Effect, console: Console) -> None:
+    console.print()
+    console.print(Text("  effect on training", "bold"))
+    table = Table(box=None, padding=(0, 1), show_edge=False, pad_edge=False)
+    table.add_column("step", justify="right", no_wrap=True)
+    for column in ("reference", "candidate", "difference", "rounding explains"):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows = zip(effect.reference, effect.candidate, effect.envelope, strict=True)
+    for step, (ours, theirs, envelope) in enumerate(rows):
+        table.add_row(str(step), f"{ours:.7f}", f"{theirs:.7f}", f"{theirs - ours:+.1e}", f"{envelope:.0e}")
+    console.print(Padding(table, (0, 0, 0, 4), expand=False))
+    _print(console, 4, effect.summary, "")
 
 
 def _print(console: Console, indent: int, text: str, style: str) -> None:
@@ -73,6 +123,7 @@ def _print_stage(stage: StageResult, console: Console, verbose: bool, shown: int
     if verbose:
         _print_tensors(stage.tensors, console)
     elif bad:
+        bad = sorted(bad, key=lambda tensor: not tensor.root)
         _print_tensors(bad[:shown], console)
         if len(bad) > shown:
             _print(console, 6, f"… and {len(bad) - shown} more; --verbose or --json shows all", "dim")

@@ -1,0 +1,263 @@
+"""From root divergences to findings: what is wrong, on which side, why, how that is proved, and what it does to training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from alignment.causes import Cause, Suspect, Trial, diagnose
+from alignment.causes.suspect import AnySuspect
+from alignment.check import Checked, run_check
+from alignment.compare import EPS32
+from alignment.correspondence import path_of, rename
+from alignment.errors import AlignmentError
+from alignment.experiment import LEARNING_RATE, NOISE_RUNS, Experiment, Options
+from alignment.localise import Root, Scene, row_of
+from alignment.report import Effect, Finding, Report, StageResult, TensorResult
+from alignment.sides import Law, attribute, laws
+from alignment.sources import class_site, making_site, short_site
+from alignment.suspects import other_suspects
+from alignment.twins import DEFAULT_TWIN, Twin
+from fake_data import Batch
+
+# Steps of Adam whose losses tell what a divergence does to training.
+TRAINING_STEPS = 5
+# Hypotheses that were tried in vain and are worth a line.
+SHOWN_TRIALS = 3
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One root with what was found out about it."""
+
+    label: str
+    row: TensorResult
+    step: str
+    suspect: AnySuspect | None
+    scene: Scene | None
+    root: Root | None
+    found: list[tuple[Cause, Trial]]
+    laws: list[Law]
+
+
+def explain(
+    twin: str | Twin = DEFAULT_TWIN, options: Options | None = None, progress: Progress | None = None
+) -> Report:
+    """Check a twin and explain what diverges.
+
+    Returns:
+        The report of `alignment.check`, its twin with `findings` and `effect`.
+
+    Raises:
+        AlignmentError, CheckpointError, DataError: it could not run; the message says what to change.
+    """
+    return explain_checked(run_check(twin, options or Options(), progress))
+
+
+def explain_checked(checked: Checked) -> Report:
+    """Add findings to a check that has run."""
+    result = checked.report.twins[0]
+    cases = list(_cases(checked, result.stages))
+    inherited = sum(t.verdict == "diverged" and not t.root for stage in result.stages for t in stage.tensors)
+    findings = tuple(_finding(group, checked.experiment, inherited) for group in _groups(cases))
+    effect = _effect(checked.experiment) if findings else None
+    return replace(checked.report, twins=(replace(result, findings=findings, effect=effect),))
+
+
+# ---------------------------------------------------------------------------------------------------------- diagnosing
+
+
+def _cases(checked: Checked, stages: Sequence[StageResult]) -> Iterable[_Case]:
+    rows = {(t.record, t.name): (stage, t) for stage in stages for t in stage.tensors if t.root}
+    proved: list[Cause] = []
+    seen = set()
+    for scene in checked.scenes:
+        for root in scene.roots:
+            key = row_of(root)
+            if key in seen or key not in rows:
+                continue
+            seen.add(key)
+            suspect = Suspect(root, scene)
+            found = diagnose(suspect, proved)
+            proved += [cause for cause, trial in found if trial.proved and cause not in proved]
+            yield _case(rows.pop(key), suspect, scene, root, found, laws(scene, root))
+    others = {(suspect.record, suspect.name): suspect for suspect in other_suspects(checked.experiment, list(rows))}
+    for key, place in rows.items():
+        other = others.get(key)
+        found = [] if other is None else diagnose(other, proved)
+        proved += [cause for cause, trial in found if trial.proved and cause not in proved]
+        yield _case(place, other, None, None, found, [])
+
+
+def _case(
+    place: tuple[StageResult, TensorResult],
+    suspect: AnySuspect | None,
+    scene: Scene | None,
+    root: Root | None,
+    found: list[tuple[Cause, Trial]],
+    checked: list[Law],
+) -> _Case:
+    stage, row = place
+    return _Case(
+        f"{row.record} {row.name}", row, f"step {stage.step} {stage.name}", suspect, scene, root, found, checked
+    )
+
+
+def _groups(cases: list[_Case]) -> list[list[_Case]]:
+    """Roots with one cause belong together; so do those without a known one in the same piece of code."""
+    groups: dict[tuple[str, str], list[_Case]] = {}
+    for case in cases:
+        cause = next((cause.name for cause, trial in case.found if trial.proved), None)
+        owner = case.root.owner if case.root is not None else case.label
+        groups.setdefault(("cause", cause) if cause else ("owner", owner), []).append(case)
+    return list(groups.values())
+
+
+def _finding(group: list[_Case], experiment: Experiment, inherited: int) -> Finding:
+    case = group[0]
+    cause, trial = next(((c, t) for c, t in case.found if t.proved), (None, None))
+    side, reason = ("candidate", _why_candidate(case.row)) if case.root is None else attribute(case.root, case.laws)
+    tried = [
+        f"{c.name}: {t.change}: relative L2 {t.before:.2g} → {t.after:.2g}, more than rounding"
+        for c, t in case.found
+        if not t.proved
+    ]
+    return Finding(
+        roots=tuple(one.label for one in group),
+        symptom=_symptom(case, len(group) - 1, inherited),
+        cause=cause.name if cause else None,
+        summary=cause.summary if cause else "unexplained: no known cause makes the difference vanish",
+        remedy=cause.remedy
+        if cause
+        else "compare the two sides' code at the lines below; the evidence says what does not hold",
+        side=side,
+        side_reason=reason,
+        proof=f"{trial.change}: relative L2 {trial.before:.2g} → {trial.after:.2g}" if trial else "",
+        before=trial.before if trial else None,
+        after=trial.after if trial else None,
+        tried=() if cause else tuple(tried[:SHOWN_TRIALS]),
+        evidence=tuple(law.describe() for law in case.laws),
+        sites=tuple(dict.fromkeys(site for one in group for site in _sites(one, experiment))),
+    )
+
+
+def _why_candidate(row: TensorResult) -> str:
+    if row.record in ("parameter", "buffer"):
+        return (
+            "both were given the same weights, and the reference holds them; the reference is the truth by definition"
+        )
+    return "the reference is the truth by definition"
+
+
+def _symptom(case: _Case, more: int, inherited: int) -> str:
+    row = case.row
+    figure = "" if row.rel_l2 is None or not np.isfinite(row.rel_l2) else f" by {row.rel_l2:.2g} (relative L2)"
+    seen = "" if row.seen is None or row.allowed is None else f"; seen {row.seen:.2g}, allowed {row.allowed:.2g}"
+    others = f", and {more} more of its kind" if more else ""
+    rest = f"; {inherited} more tensors inherit from the roots" if inherited else ""
+    return f"{case.step}: {case.label} differs{figure}{others}{seen}{rest}"
+
+
+def _sites(case: _Case, experiment: Experiment) -> Iterable[str]:
+    """Where in the candidate's source the diverging tensor is computed."""
+    framework, model = experiment.candidate, experiment.candidate_model
+    owner = case.row.name.rpartition(".")[0] if case.root is None else case.root.owner
+    if owner not in experiment.paths or case.row.record in ("module", "initializer"):
+        return
+    path = experiment.paths[owner]
+    cls = type(framework.module(model, path))
+    if case.root is not None and case.scene is not None and case.root.kind in ("input", "activation", "input gradient"):
+        call = case.scene.forced_run.sites.get(case.root.name.partition("[")[0])
+        if call:
+            yield f"{short_site(call)} (calls {rename(path_of(case.root.name), experiment.paths)})"
+    own = {m.path: m.own for m in framework.modules(model)}
+    if own.get(path, True):
+        site = class_site(cls)
+        if site:
+            yield f"{site} ({cls.__name__}.forward)"
+    elif path:
+        parent, _, local = path.rpartition(".")
+        site = making_site(type(framework.module(model, parent)), local)
+        if site:
+            yield f"{site} (makes {path}, a {cls.__name__})"
+
+
+# ------------------------------------------------------------------------------------------------------------- effect
+
+
+def _effect(experiment: Experiment) -> Effect | None:
+    """Losses of a few training steps on both sides, and how far rounding alone moves the reference's."""
+    if experiment.layout is None:
+        return None
+    first = experiment.batches[0]
+    usable = [b for b in experiment.batches if b.targets is not None and _shapes(b) == _shapes(first)]
+    if not usable:
+        return None
+    batches = [
+        (batch.inputs, batch.targets)
+        for step in range(TRAINING_STEPS)
+        if (batch := usable[step % len(usable)]).targets is not None
+    ]
+    name, state = next(iter(experiment.weights.items()))
+    model, candidate = experiment.reference_model, experiment.model("candidate", "float32")
+    experiment.candidate.load_state(candidate, experiment.candidate_state(state))
+    reference_losses = []
+    try:
+        for weights in (state, *experiment.moved(name, NOISE_RUNS + 1)):
+            experiment.reference.load_state(model, weights)
+            losses = experiment.reference.train(
+                model,
+                batches,
+                loss=experiment.twin.loss,
+                learning_rate=LEARNING_RATE,
+            )
+            reference_losses.append(losses)
+        theirs = experiment.candidate.train(
+            candidate,
+            batches,
+            loss=experiment.twin.loss,
+            learning_rate=LEARNING_RATE,
+        )
+    except (AlignmentError, ValueError, RuntimeError, OSError):
+        return None  # a candidate this wrong may not train at all; what was found stands
+    finally:
+        experiment.reference.load_state(model, state)
+    ours, *moved = np.array(reference_losses)
+    # One rounding of the loss itself is always possible.
+    envelope = np.maximum(np.abs(np.array(moved) - ours).max(0), 2 * EPS32 * np.abs(ours))
+    return Effect(
+        LEARNING_RATE,
+        tuple(ours.tolist()),
+        tuple(theirs),
+        tuple(envelope.tolist()),
+        _effect_in_words(ours, np.array(theirs), envelope),
+    )
+
+
+def _shapes(batch: Batch) -> list[tuple[int, ...]]:
+    return [value.shape for value in batch.inputs.values()]
+
+
+def _effect_in_words(ours: np.ndarray, theirs: np.ndarray, envelope: np.ndarray) -> str:
+    gap = np.abs(theirs - ours)
+    outside = np.flatnonzero(~(gap <= 10 * envelope))
+    if not outside.size:
+        return (
+            f"after {len(ours)} steps of Adam the losses are as near as rounding explains: "
+            "the divergence does not reach training on these batches"
+        )
+    first = int(outside[0])
+    when = "before the first step" if first == 0 else f"from the loss after step {first} on"
+    how = (
+        "the loss itself differs"
+        if first == 0
+        else "the losses before agree, so it is the update that is wrong, not what is printed"
+    )
+    return (
+        f"the losses part {when}: by {gap[first]:.2g} there, {gap[first] / envelope[first]:.2g} times what rounding explains "
+        f"({envelope[first]:.1g}); {how}"
+    )

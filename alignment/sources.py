@@ -1,0 +1,56 @@
+"""Where a module stands in its author's source: the class, the line that makes it, and the line that calls it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from pathlib import Path
+
+
+def class_site(cls: type) -> str | None:
+    """``"file:line"`` of a class, or of its forward where it has one; None where there is no source."""
+    for thing in (cls.__dict__.get("forward"), cls):
+        try:
+            if thing is not None:
+                _, line = inspect.getsourcelines(thing)
+                return f"{_short(inspect.getsourcefile(thing) or '?')}:{line}"
+        except (OSError, TypeError):
+            continue
+    return None
+
+
+def making_site(parent: type, attribute: str) -> str | None:
+    """``"file:line"`` of the statement in `parent` (or a base) that assigns ``self.attribute``; None where there is none."""
+    for cls in parent.__mro__:
+        try:
+            source, first = inspect.getsourcelines(cls)
+            tree = ast.parse(textwrap.dedent("".join(source)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        for node in ast.walk(tree):
+            targets = (
+                node.targets
+                if isinstance(node, ast.Assign)
+                else [node.target]
+                if isinstance(node, ast.AnnAssign)
+                else []
+            )
+            if any(isinstance(target, ast.Attribute) and target.attr == attribute for target in targets):
+                assert isinstance(node, ast.stmt)
+                return f"{_short(inspect.getsourcefile(cls) or '?')}:{first + node.lineno - 1}"
+    return None
+
+
+def _short(path: str) -> str:
+    """A path relative to the working directory, where it lies below it."""
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def short_site(site: str) -> str:
+    """``"file:line"`` with the file as the reader would name it from here."""
+    file, _, line = site.rpartition(":")
+    return f"{_short(file)}:{line}"
