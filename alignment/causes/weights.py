@@ -35,12 +35,12 @@ def _orders(suspect: WeightSuspect) -> bool:
     norms = [float(np.linalg.norm(value.ravel())) for value in (suspect.reference, suspect.candidate)]
     if not np.isfinite(norms).all() or abs(norms[0] - norms[1]) > 0.2 * norms[0]:
         return False
-    # A few thousand values tell as well as all of them.
-    return np.unique(suspect.reference.ravel()[:4096]).size >= DISTINCT or _varies(suspect.reference)
+    return _varies(suspect.reference)
 
 
 def _varies(value: Array) -> bool:
-    return np.unique(value).size >= DISTINCT
+    # A few thousand values mostly tell as well as all of them.
+    return any(np.unique(some).size >= DISTINCT for some in (value.ravel()[:4096], value))
 
 
 def _telling(trials: Iterable[Trial]) -> Iterator[Trial]:
@@ -128,9 +128,7 @@ def _interleaved(suspect: WeightSuspect) -> Iterator[Trial]:
     if suspect.kind.startswith("Embedding") or not _orders(suspect):
         return
     for axis in range(min(suspect.reference.ndim, 2)):
-        # The first of the other axes alone: cheap, and wrong readings don't get past it.
-        ours, theirs = (np.moveaxis(v, axis, 0) for v in (suspect.reference, suspect.candidate))
-        ours, theirs = (v.reshape(len(v), -1)[:, :4] for v in (ours, theirs))
+        ours, theirs = _slices(suspect, axis, 4)
         before = relative(theirs, ours)
         size = len(ours)
         factors = [(a, b) for a in _divisors(size)[1:] for b in _divisors(size // a)[1:]]
@@ -142,6 +140,12 @@ def _interleaved(suspect: WeightSuspect) -> Iterator[Trial]:
                 f"reading axis {axis} of {suspect.name} as ({b}, {a}, {size // (a * b)}) and exchanging the first two"
             )
             yield from _telling(suspect.trial(change, suspect.candidate.take(order, axis)))
+
+
+def _slices(suspect: WeightSuspect, axis: int, count: int) -> list[Array]:
+    """An axis of both tensors at a few places of the others: cheap, and a wrong order doesn't get past it."""
+    values = (np.moveaxis(value, axis, 0) for value in (suspect.reference, suspect.candidate))
+    return [value.reshape(len(value), -1)[:, :count] for value in values]
 
 
 def _divisors(number: int) -> list[int]:
@@ -157,10 +161,11 @@ def _heads(suspect: WeightSuspect) -> Iterator[Trial]:
     for axis in range(min(suspect.reference.ndim, 2)):
         size = suspect.reference.shape[axis]
         for count in (n for n in _divisors(size) if 1 < n <= min(MOST_HEADS, size // 2)):
-            ours, theirs = (np.moveaxis(v, axis, 0).reshape(count, -1) for v in (suspect.reference, suspect.candidate))
+            ours, theirs = (v.reshape(count, -1) for v in _slices(suspect, axis, 64))
             apart = (ours**2).sum(1)[:, None] + (theirs**2).sum(1)[None] - 2 * ours @ theirs.T
             order = [int(index) for index in linear_sum_assignment(apart)[1]]
-            if order == sorted(order):
+            moved = theirs[order]
+            if order == sorted(order) or relative(moved, ours) > WORTH_TELLING * relative(theirs, ours):
                 continue
             blocks = ", ".join(str(index + 1) for index in order)
             change = f"putting {count} blocks of axis {axis} of {suspect.name} in the order {blocks}"
@@ -178,17 +183,13 @@ def _loaded(suspect: WeightSuspect, evidence: str) -> Iterator[Trial]:
     yield Trial(f"loading {suspect.name} ({evidence})", relative(suspect.candidate, suspect.reference), 0.0, True)
 
 
-def _bn_buffer(suspect: WeightSuspect) -> bool:
-    return suspect.record == "buffer" and "BatchNorm" in suspect.kind
-
-
 def _is_own(suspect: WeightSuspect) -> bool:
     differs = not np.array_equal(suspect.candidate, suspect.reference)
     return differs and suspect.own is not None and np.array_equal(suspect.candidate, suspect.own)
 
 
 def _bn_buffers_lost(suspect: WeightSuspect) -> Iterator[Trial]:
-    if _bn_buffer(suspect) and _is_own(suspect):
+    if suspect.record == "buffer" and "BatchNorm" in suspect.kind and _is_own(suspect):
         yield from _loaded(suspect, "the candidate's equals its own initial value bit for bit")
 
 
@@ -198,7 +199,7 @@ def _bias_not_loaded(suspect: WeightSuspect) -> Iterator[Trial]:
 
 
 def _not_loaded(suspect: WeightSuspect) -> Iterator[Trial]:
-    if not _bn_buffer(suspect) and _is_own(suspect):
+    if _is_own(suspect):
         yield from _loaded(suspect, "the candidate's equals its own initial value bit for bit")
 
 
