@@ -219,7 +219,7 @@ class TokenNet(nn.Layer):
             rows = paddle.index_add(rows, first, 0, begin)
         x = self.down(self.dropout(self.act(self.up(rows.reshape(x.shape)))))
         parts = self.group if self.fault == "split-meaning" else x.shape[-1] // self.group
-        groups = [part - self.median(part) for part in x.split(parts, axis=-1)]
+        groups = [part - self.median(part.detach()) for part in x.split(parts, axis=-1)]
         return self.head(paddle.concat(groups, -1).mean(1))
 
 

@@ -94,7 +94,7 @@ class TokenNet(nn.Module):
         first = torch.arange(b, device=x.device) * n
         rows = x.flatten(0, 1).index_add(0, first, self.begin.expand(b, -1))  # marks where each text begins
         x = self.down(self.dropout(self.act(self.up(rows.view_as(x)))))
-        groups = [part - part.median(-1, keepdim=True).values for part in x.split(self.group, dim=-1)]
+        groups = [part - part.detach().median(-1, keepdim=True).values for part in x.split(self.group, dim=-1)]
         return self.head(torch.cat(groups, -1).mean(1))
 
 
