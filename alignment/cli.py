@@ -17,6 +17,7 @@ from fake_data.errors import DataError
 # Command -> module under alignment.commands; imported only when asked for, so that `align --help` is instant.
 COMMANDS = {
     "check": "check",
+    "explain": "explain",
     "convert": "convert",
     "fake-data": "fake_data",
 }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from alignment.errors import AlignmentError
 from alignment.frameworks import Framework
-from alignment.twins import Twin
+from alignment.twins import Twin, import_attribute
 from checkpoints.structure import Slot
 
 Tensors = dict[str, NDArray]
@@ -38,11 +38,13 @@ class Fault:
 
 
 def get_fault(name: str) -> Fault:
-    """The fault of a name.
+    """The fault of a name, or the Fault that ``"package.module:attribute"`` names.
 
     Raises:
         AlignmentError: there is none; the message lists those there are.
     """
+    if ":" in name:
+        return import_attribute(name, Fault)
     if name not in FAULTS:
         raise AlignmentError(f"unknown fault {name!r}; faults that can be planted: {', '.join(FAULTS)}")
     return FAULTS[name]

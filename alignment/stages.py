@@ -228,7 +228,7 @@ def initialization(experiment: Experiment) -> StageResult:
     """(a) After conversion every tensor is equal bit for bit; (b) both initialisers draw from the same distributions."""
     if experiment.layout is None:
         return StageResult(2, "initialization", (_no_weights(experiment),))
-    converted, seeds = _after_conversion(experiment), _seeds(experiment)
+    converted, seeds = _after_conversion(experiment), initializer_seeds(experiment)
     drawn = _initializers(experiment, seeds)
     notes = (f"{seeds} seeds a side; false-alarm rate {FALSE_ALARM_RATE:g} for all initializer tests together",)
     return StageResult(2, "initialization", (*converted, *drawn), notes)
@@ -250,13 +250,14 @@ def _after_conversion(experiment: Experiment) -> list[TensorResult]:
     return merge(found)
 
 
-def _seeds(experiment: Experiment) -> int:
+def initializer_seeds(experiment: Experiment) -> int:
     """As many as 40 million values allow, within 8 and 32."""
     slots = experiment.reference.slots(experiment.reference_model)
     return int(np.clip(40_000_000 // sum(math.prod(slot.shape) for slot in slots), 8, 32))
 
 
-def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
+def drawn_initializers(experiment: Experiment, seeds: int) -> dict[str, tuple[NDArray, NDArray]]:
+    """Reference's name -> what the two initialisers give the tensor under each seed, in the reference's layout."""
     layout = experiment.layout
     assert layout is not None
     roles = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
@@ -269,11 +270,18 @@ def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
             for move in moves:
                 value = state[move.source] if side == "reference" else undo(state[move.target], move)
                 drawn[side].setdefault(move.source, []).append(value)
+    ours, theirs = drawn["reference"], drawn["candidate"]
+    return {move.source: (np.stack(ours.pop(move.source)), np.stack(theirs.pop(move.source))) for move in moves}
+
+
+def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
+    assert experiment.layout is not None
+    targets = {move.source: move.target for move in experiment.layout.moves}
+    drawn = drawn_initializers(experiment, seeds)
     found = []
-    for move in moves:
-        ours, theirs = (np.stack(drawn[side][move.source]) for side in ("reference", "candidate"))
-        comparison = compare_initializers(ours, theirs, tests=len(moves))
-        found.append(_result("initializer", move.source, move.target, comparison, "own initializers"))
+    for name, (ours, theirs) in drawn.items():
+        comparison = compare_initializers(ours, theirs, tests=len(drawn))
+        found.append(_result("initializer", name, targets[name], comparison, "own initializers"))
     return found
 
 

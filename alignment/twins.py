@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from alignment.errors import AlignmentError
 from checkpoints import NameMap
 from fake_data import Field, Ids, InputSpec, Labels, Mask
 
 Settings = Mapping[str, Any]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -64,24 +65,29 @@ def get_twin(name: str) -> Twin:
         AlignmentError: there is none; the message lists those there are.
     """
     if ":" in name:
-        return _import_twin(name)
+        return import_attribute(name, Twin)
     if name not in TWINS:
         raise AlignmentError(f"unknown twin {name!r}; built in: {', '.join(TWINS)}")
     return TWINS[name]
 
 
-def _import_twin(name: str) -> Twin:
+def import_attribute(name: str, kind: type[Value]) -> Value:
+    """The value that ``"package.module:attribute"`` names, looked for in the working directory, too.
+
+    Raises:
+        AlignmentError: it can't be imported, or is of another kind.
+    """
     module, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:  # as `python -m` does: a user's twin lies beside the user's models
         sys.path.insert(0, here)
     try:
-        twin = getattr(importlib.import_module(module), attribute)
+        value = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise AlignmentError(f"{name} can't be imported: {type(error).__name__}: {error}") from error
-    if not isinstance(twin, Twin):
-        raise AlignmentError(f"{name} is a {type(twin).__name__}, not an alignment.Twin")
-    return twin
+    if not isinstance(value, kind):
+        raise AlignmentError(f"{name} is a {type(value).__name__}, not an alignment {kind.__name__}")
+    return value
 
 
 def parse_settings(twin: Twin, assignments: Iterable[str]) -> dict[str, Any]:

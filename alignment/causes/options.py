@@ -104,8 +104,13 @@ def _differs(option: str, kind: str, suspect: Suspect) -> Iterator[Trial]:
     wanted = ours.get(option, {"mode": "upscale_in_train"}.get(option))
     if option not in theirs or wanted is None or theirs[option] == wanted:
         return
-    change = f"setting {option} of {suspect.owner} from {theirs[option]} to {wanted}"
+    change = f"setting {option} of {suspect.owner} from {_plain(theirs[option])} to {_plain(wanted)}"
     yield from suspect.trial(change, suspect.again(options={option: wanted}))
+
+
+def _plain(value: object) -> str:
+    """An option in few words: a probe holds eps as float32, which nobody writes down in full."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 CAUSES: Iterable[Cause] = tuple(

@@ -220,7 +220,7 @@ def train(
         optimizer.clear_grad(set_to_zero=False)
         _, value = _forward(model, [_tensor(array) for array in inputs.values()], targets, loss)
         assert value is not None
-        losses.append(float(value.sum()))
+        losses.append(value.sum().item())
         value.sum().backward()
         optimizer.step()
     for full, tensor in model.state_dict().items():

@@ -181,7 +181,7 @@ def train(
         optimizer.zero_grad()
         _, value = _forward(model, _on_device(model, inputs.values()), _labels(model, targets), loss)
         assert value is not None
-        losses.append(float(value.sum()))
+        losses.append(value.sum().item())
         torch.autograd.backward(value.sum())
         optimizer.step()
     model.load_state_dict(before)

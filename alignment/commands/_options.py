@@ -1,0 +1,125 @@
+"""Options that the commands which run a twin share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from alignment.errors import AlignmentError
+from alignment.experiment import Options
+from alignment.faults import FAULTS
+from alignment.report import Report
+from alignment.twins import Twin, parse_settings
+from alignment.views.terminal import print_report
+
+EXIT_STATUS = {"aligned": 0, "diverged": 1, "inconclusive": 2}
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_SHARED = (
+    click.option(
+        "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A size or other setting of both sides."
+    ),
+    click.option(
+        "--data",
+        metavar="fake|synthetic|FILE",
+        help="Where ordinary batches come from: random ids, made-up reviews, or a file of real ones.",
+    ),
+    click.option(
+        "--weights",
+        default="init",
+        show_default=True,
+        metavar="init|random|FILE",
+        help="The reference's own initialisation, random weights only, or a checkpoint. Random ones are always tried too.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of weights and batches."
+    ),
+    click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Rows of a batch."),
+    click.option(
+        "--length", type=click.IntRange(1), help="Tokens of a row  [default: 64, or the model's longest if less]"
+    ),
+    click.option(
+        "--inject",
+        "faults",
+        multiple=True,
+        metavar="NAME",
+        help=f"Plant a fault on the candidate, to see it found: {', '.join(FAULTS)}, or package.module:attribute. "
+        "May be repeated.",
+    ),
+    click.option(
+        "--json",
+        "json_file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Write the report as JSON.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        help="CPU threads of both frameworks  [default: all cores; one for small runs]",
+    ),
+)
+
+
+def shared_options(command: Command) -> Command:
+    """The options of sizes, weights, data, faults, threads and the JSON file."""
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+def make_options(
+    twin: Twin,
+    *,
+    assignments: tuple[str, ...],
+    data: str | None,
+    weights: str,
+    seed: int,
+    batch_size: int,
+    length: int | None,
+    faults: tuple[str, ...],
+    threads: int | None,
+    steps: tuple[int, ...] = (),
+) -> Options:
+    """The options of a check of `twin` as the command line gave them."""
+    mentioned = {assignment.partition("=")[0].strip() for assignment in assignments}
+    settings = {key: value for key, value in parse_settings(twin, assignments).items() if key in mentioned}
+    return Options(
+        steps=tuple(sorted(set(steps))) or (1, 2, 3, 4, 5),
+        settings=settings,
+        data=data,
+        weights=weights,
+        seed=seed,
+        batch_size=batch_size,
+        length=length,
+        faults=faults,
+        threads=threads,
+    )
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Before the work, not after it: a report that can't be written would be lost."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise AlignmentError(f"{path}: can't write there; name a file in a folder that exists and can be written to")
+
+
+def show_report(report: Report, verbose: bool) -> None:
+    """Print a report; that its reader goes away (`align check | head`) changes no verdict."""
+    try:
+        print_report(report, _Console(highlight=False), verbose)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Console(Console):
+    """A console that lets us say what a closed pipe means; rich would exit with status 1, which here is a verdict."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError

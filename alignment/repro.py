@@ -1,0 +1,232 @@
+"""A script for a root divergence: it runs the one module on both sides, on the reference's own values, and shows what differs.
+
+It needs the two frameworks, NumPy and the two models; not this toolkit, unless a fault was planted by it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import checkpoints
+from alignment.check import Checked
+from alignment.correspondence import path_of
+from alignment.localise import Root, Scene, row_of
+from checkpoints import write_aside
+from checkpoints.layouts import Operation
+
+
+def write_repros(checked: Checked, folder: Path) -> list[Path]:
+    """Write `NAME.py` and `NAME.npz` for every root that was found by running the models; returns the scripts."""
+    written = []
+    seen = set()
+    for scene in checked.scenes:
+        for root in scene.roots:
+            if row_of(root) in seen or root.candidate is None:
+                continue
+            seen.add(row_of(root))
+            stem = re.sub(r"\W+", "_", f"{root.kind} {root.name}").strip("_")
+            with write_aside(folder / f"{stem}.npz") as file:
+                file.write(_arrays(scene, root))
+            with write_aside(folder / f"{stem}.py") as file:
+                file.write(_script(scene, root, stem).encode())
+            written.append(folder / f"{stem}.py")
+    return written
+
+
+def _arrays(scene: Scene, root: Root) -> bytes:
+    owner, call = root.owner, _call(root)
+    arrays: dict[str, Any] = {"reference": root.reference, "candidate": root.candidate}
+    prefix = f"{owner}." if owner else ""
+    assert scene.experiment.layout is not None
+    converted = checkpoints.convert(scene.state, scene.experiment.layout)
+    for name, move in scene.moves.items():
+        if name.startswith(prefix):
+            arrays[f"reference_weight/{name}"] = scene.state[name]
+            arrays[f"candidate_weight/{move.target}"] = converted[move.target]
+    for index, value in _inputs(scene, owner, call):
+        arrays[f"input/{index}"] = value
+    for record in scene.reference64.records:
+        if record.kind == "activation gradient" and record.name.partition("[")[0] == call and record.value is not None:
+            arrays[f"output_gradient/{_index(record.name)}"] = record.value
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _call(root: Root) -> str:
+    """The call of the owner in which the root was seen; a parent's is taken to be its first."""
+    return root.name.partition("[")[0] if path_of(root.name) == root.owner else root.owner
+
+
+def _inputs(scene: Scene, owner: str, call: str) -> Iterable[tuple[int, Any]]:
+    if not owner:
+        batch = scene.batch
+        targets = [] if batch.targets is None or scene.experiment.twin.loss == "criterion" else [batch.targets]
+        yield from enumerate((*batch.inputs.values(), *targets))
+        return
+    for record in scene.reference64.records:
+        if record.kind == "input" and record.name.partition("[")[0] == call and record.value is not None:
+            yield _index(record.name), record.value
+
+
+def _index(label: str) -> int:
+    match = re.search(r"\[(\d+)\]$", label)
+    return int(match[1]) if match else 0
+
+
+def _script(scene: Scene, root: Root, stem: str) -> str:
+    experiment = scene.experiment
+    twin = experiment.twin
+    operation: Operation = "copy"
+    candidate_name = root.name
+    if root.kind == "gradient" and root.name in scene.moves:
+        move = scene.moves[root.name]
+        operation, candidate_name = move.operation, move.target
+    child = root.owner if root.kind == "gradient" else path_of(root.name)
+    planted = [fault.name for fault in experiment.faults if fault.plant is not None]
+    return TEMPLATE.format(
+        what=f"{root.kind} of {root.name}" if "gradient" in root.kind else f"{root.kind} {root.name}",
+        stem=stem,
+        kind=root.kind,
+        label=root.name,
+        candidate_label=candidate_name,
+        reference_target=twin.reference.target,
+        candidate_target=twin.candidate.target,
+        reference_settings=dict(experiment.settings) | dict(twin.reference.settings),
+        candidate_settings=dict(experiment.settings) | dict(twin.candidate.settings),
+        reference_framework=experiment.reference.name,
+        candidate_framework=experiment.candidate.name,
+        owner=root.owner,
+        candidate_owner=experiment.paths.get(root.owner, root.owner),
+        child=child,
+        candidate_child=experiment.paths[child],
+        transpose=operation == "transpose",
+        planted=planted,
+        twin=twin.name,
+        criterion=twin.loss == "criterion",
+    )
+
+
+TEMPLATE = '''"""One divergence alone: {what}.
+
+Runs the module {owner!r} of both models on the values that the reference's was given, in float64, and compares.
+Needs the two frameworks, NumPy and the two models. Exit status: 1 while the two differ, 0 once they agree.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import torch
+
+DATA = np.load(Path(__file__).resolve().with_name("{stem}.npz"))
+KIND, LABEL = {kind!r}, {label!r}
+PLANTED = {planted!r}  # faults that alignment planted on the candidate; none in a real port
+
+
+def build(target, settings):
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)(**settings)
+
+
+def arguments(tensor):
+    """The inputs of the module by position; what was no tensor is left as None."""
+    given = {{int(key.partition("/")[2]): DATA[key] for key in DATA.files if key.startswith("input/")}}
+    return [tensor(given[i]) if i in given else None for i in range(max(given, default=-1) + 1)]
+
+
+def index_of(label):
+    return int(label.rpartition("[")[2][:-1]) if label.endswith("]") else 0
+
+
+def run(framework, model, owner, child, prefix, parameter):
+    """The tensor in question, as this side computes it."""
+    is_torch = framework == "torch"
+    tensor = torch.from_numpy if is_torch else paddle.to_tensor
+    modules = dict(model.named_modules() if is_torch else model.named_sublayers(include_self=True))
+    state = model.state_dict()
+    with torch.no_grad(), paddle.no_grad():
+        for key in DATA.files:
+            if key.startswith(prefix):
+                own, value = state[key.removeprefix(prefix)], DATA[key]
+                given = tensor(value)
+                own.copy_(given) if is_torch else own.set_value(given.astype(own.dtype))
+    seen = {{}}
+
+    def before(_module, given):
+        seen.setdefault("input", given)
+
+    def after(_module, _given, output):
+        seen.setdefault("output", output)
+
+    if child != owner:
+        modules[child].register_forward_pre_hook(before)
+        (modules[child].register_forward_hook if is_torch else modules[child].register_forward_post_hook)(after)
+    inputs = arguments(tensor)
+    for value in inputs:
+        if value is not None and (value.is_floating_point()):
+            value.requires_grad_() if is_torch else setattr(value, "stop_gradient", False)
+    output = modules[owner](*inputs)
+    if KIND == "input":
+        return seen["input"][index_of(LABEL)].detach().numpy()
+    several = output if isinstance(output, (tuple, list)) else [output]
+    if KIND in ("activation", "logits", "loss"):
+        return several[index_of(LABEL)].detach().numpy()
+    if "output" in seen and not is_torch:
+        seen["output"].retain_grads()
+    elif "output" in seen:
+        seen["output"].retain_grad()
+    total = sum(
+        (several[int(key.partition("/")[2])] * tensor(DATA[key])).sum()
+        for key in DATA.files
+        if key.startswith("output_gradient/")
+    )
+    (several[0].sum() if isinstance(total, int) else total).backward()
+    if KIND == "gradient":
+        return dict(model.named_parameters())[parameter].grad.numpy()
+    if KIND == "activation gradient":
+        return seen["output"].grad.numpy()
+    return inputs[index_of(LABEL)].grad.numpy()
+
+
+def relative(one, two):
+    one, two = np.asarray(one, dtype=np.float64), np.asarray(two, dtype=np.float64)
+    return float(np.linalg.norm(one - two) / max(np.linalg.norm(two), 1e-300))
+
+
+reference = build({reference_target!r}, {reference_settings!r})
+candidate = build({candidate_target!r}, {candidate_settings!r})
+if {criterion!r}:
+    reference.criterion, candidate.criterion = torch.nn.CrossEntropyLoss(), paddle.nn.CrossEntropyLoss()
+for model in (reference, candidate):
+    model.eval()
+reference.double() if {reference_framework!r} == "torch" else reference.to(dtype="float64")
+candidate.double() if {candidate_framework!r} == "torch" else candidate.to(dtype="float64")
+if PLANTED:
+    from alignment.faults import get_fault
+    from alignment.frameworks import get_framework
+    from alignment.twins import get_twin
+
+    for name in PLANTED:
+        get_fault(name).plant(get_framework({candidate_framework!r}), candidate, get_twin({twin!r}))
+
+ours = run({reference_framework!r}, reference, {owner!r}, {child!r}, "reference_weight/", LABEL)
+theirs = run(
+    {candidate_framework!r}, candidate, {candidate_owner!r}, {candidate_child!r}, "candidate_weight/", {candidate_label!r}
+)
+theirs = theirs.T if {transpose!r} else theirs
+print("{what}")
+print("reference now against the reference as recorded: relative L2", relative(ours, DATA["reference"]))
+print("candidate now against the candidate as recorded: relative L2", relative(theirs, DATA["candidate"]))
+print("candidate now against the reference now:         relative L2", relative(theirs, ours))
+print("reference:", ours.ravel()[:5], "candidate:", theirs.ravel()[:5])
+sys.exit(1 if relative(theirs, ours) > 1e-9 else 0)
+'''
