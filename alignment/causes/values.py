@@ -315,15 +315,8 @@ def _positions(suspect: Suspect) -> Iterator[Finding]:
         n = reference.shape[-1]
         if n > 1 and np.array_equal(reference, np.broadcast_to(np.arange(n), reference.shape)):
             for step in (1, -1):
-                differs = candidate - reference != step
-                rows = int(reference.max() + 1 - candidate.min()) if differs.any() else 0
-                yield (
-                    "position-off-by-one",
-                    f"counting the positions given to {suspect.name} from 0 and not from {step}",
-                    np.where(differs & (candidate == (rows if step < 0 else 0)), reference, candidate - step)
-                    if rows
-                    else candidate - step,
-                )
+                change = f"counting the positions given to {suspect.name} from 0 and not from {step}"
+                yield "position-off-by-one", change, (candidate - step) % n
         return
     if suspect.kind != "Embedding" or "weight" not in suspect.weights or not suspect.inputs:
         return
@@ -515,12 +508,12 @@ def _padded(suspect: Suspect) -> Iterator[Finding]:
         return
     axes = tuple(range(2, reference.ndim))
     wrong, right = ([_frame(x, axis) for axis in axes] for x in (candidate, reference))
-    if sorted(sum(wrong, ())) != sorted(sum(right, ())):
+    if wrong == right or sorted(sum(wrong, ())) != sorted(sum(right, ())):
         return
     cut = [slice(low, size - high) for (low, high), size in zip(wrong, reference.shape[2:], strict=True)]
     if any(not 0 <= high < size - low for (low, high), size in zip(wrong, reference.shape[2:], strict=True)):
         return
-    corrected = np.pad(candidate[tuple([slice(None), slice(None), *cut])], [(0, 0), (0, 0), *right])
+    corrected = np.pad(candidate[(slice(None), slice(None), *cut)], [(0, 0), (0, 0), *right])
     change = f"padding {suspect.name} by {right}, where the candidate pads by {wrong}"
     yield "pad-order", change, corrected
 
