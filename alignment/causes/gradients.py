@@ -33,7 +33,7 @@ ALL = (*PARAMETERS, *FLOWING)
 SAME = 1e-7
 # How well central differences of fourth order must meet a derivative.
 DERIVATIVE = 1e-6
-# Ways of breaking a tie that are looked for in more positions than this cost too much.
+# Most uses of one parameter that are told apart.
 MOST_USES = 64
 
 FORWARD_OF: dict[str, Kind] = {gradient: flow for flow, gradient in GRADIENT_OF.items()}
@@ -504,7 +504,8 @@ def _offset(suspect: Suspect) -> Iterator[Trial]:
 
 
 def _not_the_derivative(suspect: Suspect) -> Iterator[Trial]:
-    if suspect.candidate is not None and not _explained(suspect, (*SPECIFIC, *RELATIONS)):
+    candidate = suspect.candidate
+    if candidate is not None and candidate.any() and not _explained(suspect, (*SPECIFIC, *RELATIONS)):
         yield from _by_derivative(suspect, "differentiating the candidate's own forward pass numerically")
 
 
