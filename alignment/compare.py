@@ -33,6 +33,8 @@ Array = NDArray
 
 EPS32 = float(np.finfo(np.float32).eps)
 EPS64 = float(np.finfo(np.float64).eps)
+# Numbers this much larger than all others are what a mask fills in, no result of the same computation.
+FILL_GAP = 1e3
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,57 @@ def measure(pair: Pair, tolerance: Tolerance) -> Comparison:
     early = _metadata(pair)
     if early is not None:
         return early
+    fill = _fill(pair.reference64)
+    if fill is None:
+        return _measure(pair, tolerance)
+    # What a mask fills in (−1e9, the largest number there is) must not excuse what stands beside it.
+    ordinary, filled = (_measure(_part(pair, part), tolerance) for part in (~fill, fill))
+    result, part = (filled, fill) if filled.verdict != "aligned" else (ordinary, ~fill)
+    shape = fill.shape
+    return replace(
+        result,
+        shape=shape,
+        worst_index=_whole_index(result.worst_index, part),
+        worst_index32=_whole_index(result.worst_index32, part),
+    )
+
+
+def _fill(values: Array | None) -> NDArray[np.bool_] | None:
+    """Where a tensor holds numbers that nothing in between connects with the others: more than `FILL_GAP` times larger."""
+    if values is None or values.dtype.kind != "f" or values.size < 2 or not np.isfinite(values).all():
+        return None
+    sizes = np.abs(values)
+    largest = float(sizes.max())
+    if largest < FILL_GAP:
+        return None
+    ordered = np.sort(sizes[sizes > 0], axis=None)
+    gaps = np.flatnonzero(ordered[1:] / FILL_GAP > ordered[:-1])
+    if not gaps.size or ordered[gaps[-1] + 1] < FILL_GAP:
+        return None
+    return np.asarray(sizes > ordered[gaps[-1]])
+
+
+def _part(pair: Pair, part: NDArray[np.bool_]) -> Pair:
+    def cut(values: Array | None) -> Array | None:
+        return None if values is None else values[part]
+
+    return replace(
+        pair,
+        reference32=cut(pair.reference32),
+        candidate32=cut(pair.candidate32),
+        reference64=cut(pair.reference64),
+        candidate64=cut(pair.candidate64),
+        noise=tuple(values[part] for values in pair.noise),
+        truth32=cut(pair.truth32),
+        reference_truth32=cut(pair.reference_truth32),
+    )
+
+
+def _whole_index(index: tuple[int, ...] | None, part: NDArray[np.bool_]) -> tuple[int, ...] | None:
+    return None if index is None else tuple(int(i) for i in np.argwhere(part)[index[0]])
+
+
+def _measure(pair: Pair, tolerance: Tolerance) -> Comparison:
     assert pair.reference64 is not None
     assert pair.candidate64 is not None
     assert pair.reference32 is not None

@@ -60,7 +60,7 @@ def _kind(module: ModuleInfo) -> str:
 
 def path_of(label: str) -> str:
     """The module path in the name of a record: ``"layers.0.norm#2[1]"`` -> ``"layers.0.norm"``."""
-    return re.sub(r"(#\d+)?(\[\d+\])?$", "", label)
+    return re.sub(r"(#\d+)?(\[[\d.]+\])?$", "", label)
 
 
 def renamed(trace: Trace, paths: Mapping[str, str]) -> Trace:

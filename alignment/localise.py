@@ -286,6 +286,7 @@ def localise(
         # The candidate can't be run piece by piece: what the stages found stands.
         note = f"root divergences could not be separated: {error}"
         stages = (*stages[:-1], replace(stages[-1], notes=(*stages[-1].notes, note)))
+    stages = _without_consequences(experiment, stages)
     if any(tensor.root for stage in stages for tensor in stage.tensors):
         return stages, tuple(scenes)
     return _first_is_root(stages), tuple(scenes)
@@ -364,6 +365,29 @@ def _row(root: Root, record: str, name: str, scene: Scene) -> TensorResult:
         scene.batch.name,
         diverging=(f"{scene.weights}/{scene.batch.name}",),
         root=True,
+    )
+
+
+def _without_consequences(experiment: Experiment, stages: tuple[StageResult, ...]) -> tuple[StageResult, ...]:
+    """Unmark what follows from another root by a way the forced run does not cut.
+
+    Running statistics are computed from whatever reaches them; and where a tie is lost, so is a part of the gradient.
+    """
+    roots = [tensor for stage in stages for tensor in stage.tensors if tensor.root]
+    forward = any(tensor.record in ("parameter", "buffer", "input", "activation") for tensor in roots)
+    slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
+    buffers = {name for name, slot in slots.items() if slot.role == "buffer"} if forward else set()
+    untied = {t.name for t in roots if t.record == "parameter" and "tied to" in t.reason}
+    untied |= {slot.tied_to for name, slot in slots.items() if name in untied and slot.tied_to}
+
+    def follows(tensor: TensorResult) -> bool:
+        return (tensor.record == "update" and tensor.name in buffers) or (
+            tensor.record == "gradient" and tensor.name in untied
+        )
+
+    return tuple(
+        replace(stage, tensors=tuple(replace(t, root=t.root and not follows(t)) for t in stage.tensors))
+        for stage in stages
     )
 
 

@@ -76,7 +76,7 @@ def _inputs(scene: Scene, owner: str, call: str) -> Iterable[tuple[int, Any]]:
 
 
 def _index(label: str) -> int:
-    match = re.search(r"\[(\d+)\]$", label)
+    match = re.search(r"\[(\d+)[\d.]*\]$", label)
     return int(match[1]) if match else 0
 
 

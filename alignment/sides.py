@@ -28,6 +28,7 @@ IDENTITY_LIMIT = 1e-12
 # A finite difference is believed where it is this much nearer to one side's gradient than the two are to each other.
 DIFFERENCE_LIMIT = 0.02
 STEP = 1e-4
+DERIVATIVE = "(L(w + hv) − L(w − hv)) / 2h = ⟨∂w, v⟩"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ def laws(scene: Scene, root: Root) -> list[Law]:
 def attribute(root: Root, found: Iterable[Law]) -> tuple[str, str]:
     """The side that is wrong, and why it is said to be."""
     for law in found:
+        if law.text == DERIVATIVE and law.guilty == "reference":
+            return "candidate", (
+                "the reference's gradient is not the derivative of its own loss here, as with a stop-gradient, a custom "
+                "backward pass or a kink, and the candidate's is; the reference is the truth by definition"
+            )
         if law.guilty is not None:
             other = next(side for side in SIDES if side != law.guilty)
             return law.guilty, f"the {law.guilty} breaks {law.text} at {law.where}; the {other} satisfies it"
@@ -294,7 +300,7 @@ def _finite_difference(scene: Scene, root: Root) -> Iterator[Law]:
             return
         off[side] = abs(slope - slopes[side]) / size
         holds[side] = off[side] < DIFFERENCE_LIMIT
-    yield Law("(L(w + hv) − L(w − hv)) / 2h = ⟨∂w, v⟩", root.name, off, holds)
+    yield Law(DERIVATIVE, root.name, off, holds)
 
 
 def _slope(scene: Scene, root: Root, side: str, direction: Array) -> float:

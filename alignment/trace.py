@@ -25,7 +25,8 @@ class Record:
            detailed trace besides: what a module was given (input), and the loss's gradient with respect to an output
            (activation gradient: of all that is made of it) or an input (input gradient: through this module alone).
     name:  module path (``"layers.0.norm"``; a second call is ``"layers.0.norm#2"``, a second output or argument
-           ``"…[1]"``), or the tensor's state-dict name for gradients and updates, in this side's own words.
+           ``"…[1]"``, one in a nested tuple ``"…[1.0]"``), or the tensor's state-dict name for gradients and updates; in
+           this side's own words.
     value: the array in this side's own layout; None where the framework gave no gradient.
     """
 

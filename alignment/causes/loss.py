@@ -32,6 +32,8 @@ FITS = {"float64": 1e-10, "float32": 2e-6}
 CLIP = 64.0
 # Logits of more numbers than this are not tried: each formula reads them all.
 MOST = 20_000_000
+# And of more than this only formulas that differ from the defaults in one option.
+MANY = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ def _changes(formula: Formula, choices: dict[str, tuple[Any, ...]]) -> Iterator[
 def right_formulas(loss: Loss, value: float, within: float) -> list[Formula]:
     """Formulas that give the value, those nearest to the defaults first; none if it takes more than three options."""
     choices = _choices(loss)
-    for changed in range(4):
+    for changed in range(4 if loss.given.logits.size <= MANY else 2):
         found = []
         for kind, options in OPTIONS_OF.items():
             for some in combinations(options, changed):

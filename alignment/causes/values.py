@@ -118,15 +118,21 @@ def causes(
     return tuple(Cause(name, what, remedy, records, partial(named, search, name)) for name, what, remedy in table)
 
 
+def words(suspect: Suspect) -> str:
+    """The tensor in words."""
+    return f"what {suspect.name} is given" if suspect.record == "input" else f"the output of {suspect.name}"
+
+
 def pool(suspect: Suspect) -> list[Tensor]:
-    """Tensors that may have gone into this one: what its code can see, nearest first; then all that was computed before."""
-    found = list(reversed(suspect.sources))
+    """Tensors that may have gone into this one, nearest first: what its code can see, then all that was computed before."""
+    before: list[Tensor] = []
     for record in suspect.scene.reference64.records:
         if (record.kind, record.name) == (suspect.record, suspect.name):
             break
         if record.kind in ("activation", "input") and record.value is not None:
             of = "the output of" if record.kind == "activation" else "what is given to"
-            found.append(Tensor(f"{of} {record.name}", np.asarray(record.value)))
+            before.append(Tensor(f"{of} {record.name}", np.asarray(record.value)))
+    found = (*reversed(suspect.sources), *reversed(before))
     return [Tensor(t.name, t.value.astype(np.float64)) for t in found if t.value.dtype.kind == "f"]
 
 
@@ -178,8 +184,8 @@ def _scaled(suspect: Suspect) -> Iterator[Finding]:
     c = _factor(candidate[~masked], reference[~masked])
     if c is None:
         return
-    name, words = _name_of(suspect, c)
-    change = f"dividing {suspect.name} by {words}"
+    name, factor = _name_of(suspect, c)
+    change = f"dividing {words(suspect)} by {factor}"
     yield name, change, np.where(masked, candidate, candidate / c)
     if masked.any():
         # The mask was added to the scores, not scaled with them.
@@ -205,9 +211,9 @@ def _name_of(suspect: Suspect, c: float) -> tuple[str, str]:
         if rate > 0 and abs(c - (1 - rate)) < 1e-7:
             return "dropout-mode", f"{c:.6g}, 1 − p of {path}"
     counts = {size: f"the length of axis {axis}" for axis, size in reversed(list(enumerate(shape))) if size > 1}
-    for size, words in counts.items():
+    for size, length in counts.items():
         if _is(c, size) or _is(c, 1 / size):
-            return "scaled", f"{c:.6g} ({'' if c > 1 else '1 over '}{words})"
+            return "scaled", f"{c:.6g} ({'' if c > 1 else '1 over '}{length})"
     return "scaled", f"{c:.9g}"
 
 
@@ -235,7 +241,7 @@ def _ordered(suspect: Suspect) -> Iterator[Finding]:
         if close(corrected, reference):
             if name == "sdpa-layout" and _flattens(suspect):
                 name = "flatten-order"
-            yield name, f"{change} of {suspect.name}", corrected
+            yield name, f"{change}, in {words(suspect)}", corrected
             return
 
 
@@ -352,18 +358,18 @@ def _summands(suspect: Suspect) -> Iterator[Finding]:
             for sign, name in ((1, _summand(suspect, tensor)), (-1, "extra-summand")):
                 if close(sign * spread, difference):
                     verb = "adding" if sign > 0 else "subtracting"
-                    yield name, f"{verb} {tensor.name}, where {suspect.name} is computed", candidate + sign * spread
+                    yield name, f"{verb} {tensor.name} in {words(suspect)}", candidate + sign * spread
                     return
     whole = list(parts(pool(suspect), shape))
     for tensor in whole:
         for sign, name in ((1, "residual-missing"), (-1, "extra-summand")):
             if close(sign * tensor.value, difference):
                 verb = "adding" if sign > 0 else "subtracting"
-                yield name, f"{verb} {tensor.name}, where {suspect.name} is computed", candidate + sign * tensor.value
+                yield name, f"{verb} {tensor.name} in {words(suspect)}", candidate + sign * tensor.value
                 return
         rows = _rows_lost(tensor.value, candidate, reference)
         if rows is not None:
-            change = f"adding to the rows of {tensor.name} and not to zeros, where {suspect.name} is computed"
+            change = f"adding to the rows of {tensor.name}, and not to zeros, in {words(suspect)}"
             yield "scatter-overwrite", change, candidate + np.where(rows[..., None], tensor.value, 0.0)
             return
     for right, wrong in permutations(whole, 2):
@@ -455,7 +461,7 @@ def _offset(suspect: Suspect) -> Iterator[Finding]:
     difference = candidate - reference
     offset = float(np.median(difference))
     if offset and np.isfinite(offset) and np.ptp(reference) and np.abs(difference - offset).max() < 1e-3 * abs(offset):
-        yield "constant-offset", f"subtracting {offset:.6g} from {suspect.name}", candidate - offset
+        yield "constant-offset", f"subtracting {offset:.6g} from {words(suspect)}", candidate - offset
 
 
 def _narrow(suspect: Suspect) -> Iterator[Trial]:
@@ -476,7 +482,7 @@ def _narrow(suspect: Suspect) -> Iterator[Trial]:
     left = np.maximum(np.abs(candidate - reference) - rounding, 0.0)
     after = distance(reference + left, reference)
     yield Trial(
-        f"comparing {suspect.name} by the digits of float32, which are all it holds", before, after, after == 0.0
+        f"comparing {words(suspect)} by the digits of float32, which are all it holds", before, after, after == 0.0
     )
 
 
@@ -513,8 +519,9 @@ def _padded(suspect: Suspect) -> Iterator[Finding]:
     cut = [slice(low, size - high) for (low, high), size in zip(wrong, reference.shape[2:], strict=True)]
     if any(not 0 <= high < size - low for (low, high), size in zip(wrong, reference.shape[2:], strict=True)):
         return
-    corrected = np.pad(candidate[(slice(None), slice(None), *cut)], [(0, 0), (0, 0), *right])
-    change = f"padding {suspect.name} by {right}, where the candidate pads by {wrong}"
+    index: tuple[slice, ...] = (slice(None), slice(None), *cut)
+    corrected = np.pad(candidate[index], [(0, 0), (0, 0), *right])
+    change = f"padding {words(suspect)} by {right}, where the candidate pads by {wrong}"
     yield "pad-order", change, corrected
 
 

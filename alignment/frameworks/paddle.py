@@ -165,6 +165,8 @@ def cast(model: Any, dtype: str) -> Any:
     for layer in model.sublayers(include_self=True):
         if isinstance(getattr(layer, "_epsilon", None), float):
             layer._epsilon = float(np.float32(layer._epsilon))
+        if "BatchNorm" in layer_kind(layer) and isinstance(getattr(layer, "_momentum", None), float):
+            layer._momentum = float(np.float32(layer._momentum))
     model.to(dtype=dtype)
     return model
 
@@ -296,18 +298,19 @@ class _Recorder:
     def _enter(self, path: str, _layer: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         label = self._label(path, self._calls.get(path, 0) + 1)
         self.sites[label] = call_site(LIBRARY)
-        return tuple(
-            self._pass("input", f"{label}[{index}]" if index else label, argument)
-            for index, argument in enumerate(arguments)
-        )
+        return tuple(self._pass_all("input", label, str(i) if i else "", value) for i, value in enumerate(arguments))
 
     def _leave(self, path: str, _layer: Any, _arguments: Any, output: Any) -> Any:
         self._calls[path] = self._calls.get(path, 0) + 1
         label = self._label(path, self._calls[path])
-        if not isinstance(output, (tuple, list)):
-            return self._pass("activation", label, output)
-        passed = [self._pass("activation", f"{label}[{index}]", tensor) for index, tensor in enumerate(output)]
-        return type(output)(passed) if type(output) in (tuple, list) else None  # a named tuple stays as it is
+        return self._pass_all("activation", label, "", output)
+
+    def _pass_all(self, kind: Kind, label: str, index: str, value: Any) -> Any:
+        """Pass a tensor, or every tensor of nested tuples and lists: ``"…[1]"``, ``"…[1.0]"``."""
+        if type(value) not in (tuple, list):
+            return self._pass(kind, f"{label}[{index}]" if index else label, value)
+        prefix = f"{index}." if index else ""
+        return type(value)(self._pass_all(kind, label, f"{prefix}{i}", part) for i, part in enumerate(value))
 
     @staticmethod
     def _label(path: str, call: int) -> str:
@@ -322,7 +325,7 @@ class _Recorder:
         if self._forced is not None:
             return self._replaced(kind, label, tensor, self._forced)
         if not tensor.stop_gradient:
-            tensor = paddle.assign(tensor) if kind == "input" else tensor  # so that the gradient is of this use alone
+            tensor = paddle.assign(tensor)  # so that the gradient is of what uses it from here on, alone
 
             def record(gradient: Any) -> None:
                 self.records.append(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))

@@ -127,6 +127,8 @@ def cast(model: nn.Module, dtype: str) -> nn.Module:
         eps = getattr(module, "eps", None)
         if isinstance(eps, float):
             setattr(module, "eps", float(np.float32(eps)))  # noqa: B010 (attributes of a Module are typed as modules)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
+            module.momentum = 1 - float(np.float32(1 - module.momentum))  # the share that is kept, as Paddle holds it
     return model.to(getattr(torch, dtype))
 
 
@@ -258,18 +260,19 @@ class _Recorder:
     def _enter(self, path: str, _module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         label = self._label(path, self._calls.get(path, 0) + 1)
         self.sites[label] = call_site(LIBRARY)
-        return tuple(
-            self._pass("input", f"{label}[{index}]" if index else label, argument)
-            for index, argument in enumerate(arguments)
-        )
+        return tuple(self._pass_all("input", label, str(i) if i else "", value) for i, value in enumerate(arguments))
 
     def _leave(self, path: str, _module: nn.Module, _arguments: Any, output: Any) -> Any:
         self._calls[path] = self._calls.get(path, 0) + 1
         label = self._label(path, self._calls[path])
-        if not isinstance(output, (tuple, list)):
-            return self._pass("activation", label, output)
-        passed = [self._pass("activation", f"{label}[{index}]", tensor) for index, tensor in enumerate(output)]
-        return type(output)(passed) if type(output) in (tuple, list) else None  # a named tuple stays as it is
+        return self._pass_all("activation", label, "", output)
+
+    def _pass_all(self, kind: Kind, label: str, index: str, value: Any) -> Any:
+        """Pass a tensor, or every tensor of nested tuples and lists: ``"…[1]"``, ``"…[1.0]"``."""
+        if type(value) not in (tuple, list):
+            return self._pass(kind, f"{label}[{index}]" if index else label, value)
+        prefix = f"{index}." if index else ""
+        return type(value)(self._pass_all(kind, label, f"{prefix}{i}", part) for i, part in enumerate(value))
 
     @staticmethod
     def _label(path: str, call: int) -> str:
@@ -284,7 +287,7 @@ class _Recorder:
         if self._forced is not None:
             return self._replaced(kind, label, tensor, self._forced)
         if tensor.requires_grad:
-            tensor = tensor.view_as(tensor) if kind == "input" else tensor  # so that the gradient is of this use alone
+            tensor = tensor.view_as(tensor)  # so that the gradient is of what uses it from here on, alone
 
             def record(gradient: torch.Tensor) -> None:
                 self.records.append(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))
