@@ -105,9 +105,9 @@ def _fills(reference: Array, keep: Array) -> Iterator[tuple[float, bool]]:
     huge = reference[~keep]
     if np.ptp(huge / np.abs(huge).max()) == 0.0:
         yield float(huge[0]), False
-    nearest = min(FILLS, key=lambda fill: abs(math.log(fill / np.median(huge))))
     if np.abs(huge).max() < 1e300:
-        yield nearest, True
+        middle = float(np.median(huge))
+        yield min(FILLS, key=lambda fill: abs(math.log(fill / middle))), True
 
 
 def _apply(base: Array, keep: Array, fill: float, adds: bool) -> Array:

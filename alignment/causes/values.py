@@ -187,7 +187,7 @@ def _scaled(suspect: Suspect) -> Iterator[Finding]:
     name, factor = _name_of(suspect, c)
     change = f"dividing {words(suspect)} by {factor}"
     yield name, change, np.where(masked, candidate, candidate / c)
-    if masked.any():
+    if masked.any() and np.abs(reference).max() < 1e300:
         # The mask was added to the scores, not scaled with them.
         added = np.round(np.median(reference[masked]), -3)
         yield name, change, np.where(masked, (candidate - added) / c + added, candidate / c)
