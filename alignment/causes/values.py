@@ -76,8 +76,10 @@ def tried(suspect: Suspect, change: str, corrected: Array) -> Iterator[Trial]:
     if candidate is None or corrected.shape != reference.shape:
         return
     same_shape = candidate.shape == reference.shape
-    before = distance(candidate, reference) if same_shape else math.inf
-    after = distance(corrected, reference)
+    before, after = math.inf, distance(corrected, reference)
+    if same_shape:
+        counts = ~_aside(candidate, reference)
+        before, after = distance(candidate[counts], reference[counts]), distance(corrected[counts], reference[counts])
     if exact(suspect):
         yield Trial(change, before, after, after == 0.0)
         return
@@ -93,6 +95,14 @@ def tried(suspect: Suspect, change: str, corrected: Array) -> Iterator[Trial]:
             was = distance(candidate[ordinary], reference[ordinary]) if same_shape else math.inf
             proved = proved and left <= limit and not left > max(0.01 * was, 1e-11)
         yield replace(trial, before=before, after=after, proved=proved)
+
+
+def _aside(candidate: Array, reference: Array) -> Array:
+    """Elements that both sides mask by about the same number: they would drown the others."""
+    with np.errstate(all="ignore"):
+        huge = (np.abs(reference) >= ORDINARY) & (np.abs(candidate) >= ORDINARY)
+        aside = huge & (np.abs(candidate - reference) <= 0.01 * np.abs(reference))
+    return np.zeros_like(aside) if aside.all() else aside
 
 
 _FOUND: WeakKeyDictionary[Suspect, dict[object, list[Finding]]] = WeakKeyDictionary()
@@ -123,8 +133,17 @@ def words(suspect: Suspect) -> str:
     return f"what {suspect.name} is given" if suspect.record == "input" else f"the output of {suspect.name}"
 
 
+_POOLS: WeakKeyDictionary[Suspect, list[Tensor]] = WeakKeyDictionary()
+
+
 def pool(suspect: Suspect) -> list[Tensor]:
     """Tensors that may have gone into this one, nearest first: what its code can see, then all that was computed before."""
+    if suspect not in _POOLS:
+        _POOLS[suspect] = _pool(suspect)
+    return _POOLS[suspect]
+
+
+def _pool(suspect: Suspect) -> list[Tensor]:
     before: list[Tensor] = []
     for record in suspect.scene.reference64.records:
         if (record.kind, record.name) == (suspect.record, suspect.name):
@@ -233,6 +252,8 @@ def _ordered(suspect: Suspect) -> Iterator[Finding]:
     candidate, reference = suspect.candidate, suspect.reference
     if candidate is None or candidate.size != reference.size or reference.size < 2:
         return
+    if exact(suspect) and _counts(reference):
+        return
     # The same numbers in another order.
     one, two = np.sort(candidate.ravel()), np.sort(reference.ravel())
     if not close(one, two):
@@ -313,13 +334,19 @@ def _in_blocks(order: list[int], width: int) -> bool:
 # ------------------------------------------------------------------------------------------------------------- positions
 
 
+def _counts(reference: Array) -> bool:
+    """Is it 0, 1, 2, …?"""
+    n = reference.shape[-1] if reference.ndim else 0
+    return n > 1 and np.array_equal(reference, np.broadcast_to(np.arange(n), reference.shape))
+
+
 def _positions(suspect: Suspect) -> Iterator[Finding]:
     candidate, reference = suspect.candidate, suspect.reference
     if not comparable(suspect) or candidate is None:
         return
     if exact(suspect):
-        n = reference.shape[-1]
-        if n > 1 and np.array_equal(reference, np.broadcast_to(np.arange(n), reference.shape)):
+        n = reference.shape[-1] if reference.ndim else 0
+        if _counts(reference):
             for step in (1, -1):
                 change = f"counting the positions given to {suspect.name} from 0 and not from {step}"
                 yield "position-off-by-one", change, (candidate - step) % n
