@@ -72,6 +72,17 @@ def test_another_norm_on_the_reference_side() -> None:
     assert found(suspect("norm.weight", ours, theirs)) == {"norm-affine": True}
     other = replace(theirs, modules={"norm": ModuleInfo("norm", "Linear", False)})
     assert found(suspect("norm.weight", ours, other)) == {}
+    # Of a class of the user's own nothing is known but its name.
+    own = {"norm": ModuleInfo("norm", "LayerNorm", True)}
+    assert found(suspect("norm.weight", replace(ours, modules=own), replace(theirs, modules=own))) == {}
+
+
+def test_a_correction_that_makes_something_else_worse_is_not_proved() -> None:
+    what = instance(ONE, ZERO)
+    worse = replace(tree("paddle", ("head.bias", "Linear", (6,))), modules=what.candidate.modules)
+    (trial,) = what.trial("leaving out", "norm", candidate=worse)
+    assert trial.after < trial.before
+    assert not trial.proved
 
 
 def test_a_bias_on_one_side() -> None:
@@ -104,6 +115,8 @@ def test_running_statistics_of_other_names() -> None:
     both = batch_norm("BatchNorm2D", "_mean", "_variance", "running_mean", "running_var")
     assert found(both) == {"bn-buffers-lost": True}
     assert found(batch_norm("MyNorm", "_mean", "_var")) == {}
+    own = replace(NORM, slots=tuple(replace(slot, kind="MyNorm") for slot in NORM.slots))
+    assert found(replace(batch_norm("MyNorm", "_mean", "_variance"), reference=own)) == {}
 
 
 GV = NameMap((Rename(r"(.*weight_g)", r"\1", "reshape"), Rename(r"(.*weight_v)", r"\1", "transpose")))
@@ -143,6 +156,8 @@ def test_a_packed_projection(parts: tuple[str, ...]) -> None:
         assert found(suspect(name, ATTENTION, theirs)) == {"mha-packing": True}
     assert found(suspect(f"att.{parts[1]}", ATTENTION, theirs, "module")) == {"mha-packing": True}
     assert found(suspect("gone.weight", ATTENTION, theirs)) == {}
+    assert found(suspect("att.norm.weight", ATTENTION, theirs)) == {}
+    assert found(suspect("att", ATTENTION, theirs, "module")) == {"mha-packing": True}
 
 
 def test_a_packed_projection_of_the_candidate() -> None:
@@ -188,6 +203,7 @@ def test_ties() -> None:
     assert found(tied("emb.weight", None, (4, 9))) == {"tie-lost": True}
     assert found(tied(None, "emb.weight")) == {"tie-added": True}
     assert found(tied(None, None)) == {}
+    assert found(tied("emb.weight", "emb.weight")) == {}
 
 
 def test_dropout_rate() -> None:

@@ -139,6 +139,10 @@ def test_half_precision_of_another_kind_is_not_taken_for_it() -> None:
     assert proved(suspect(SQUARE, steps)) == []
 
 
+def test_ones_are_not_a_rounded_tensor_that_is_nearly_one() -> None:
+    assert proved(suspect(1 + 1e-4 * drawn(12), np.ones(12))) == []
+
+
 def test_two_heads_exchanged_in_a_square_weight_are_heads_and_not_a_packed_projection() -> None:
     assert proved(suspect(SQUARE, blocks(SQUARE, 0, 1, 0))) == ["head-order"]
 
