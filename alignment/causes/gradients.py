@@ -408,6 +408,7 @@ def _max_ties(suspect: Suspect) -> Iterator[Trial]:
                 if relative(share * total, reference) <= SAME:
                     change = f"giving the gradient of a {what} over axis {axis} to {who} the entries that share it"
                     yield from suspect.trial(change, share * total)
+                    return
 
 
 # ------------------------------------------------------------------------------------------------------------- relations
