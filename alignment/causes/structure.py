@@ -111,24 +111,28 @@ class StructureSuspect:
 def structure_suspects(experiment: Experiment) -> Iterator[StructureSuspect]:
     """A suspect for every module and tensor that the structure stage finds different."""
     sides = []
+    # The candidate's modules by the reference's names.
+    called = {two: one for one, two in experiment.paths.items()}
     for side, model in (("reference", experiment.reference_model), ("candidate", experiment.candidate_model)):
         framework, _ = experiment.side(side)
+        names = called if side == "candidate" else {}
         sides.append(
             Tree(
                 framework.name,
                 framework.slots(model),
-                {module.path: module for module in framework.modules(model)},
-                framework.get_option(model, "Dropout", "p"),
+                {names.get(module.path, module.path): module for module in framework.modules(model)},
+                {names.get(path, path): rate for path, rate in framework.get_option(model, "Dropout", "p").items()},
                 framework.read_state(model),
             )
         )
     reference, candidate = sides
     ours, theirs = ({slot.name: slot for slot in side.slots} for side in sides)
-    names = experiment.twin.names or NameMap()
     for row in structure(experiment).tensors:
         if row.verdict == "diverged":
             one, two = ours.get(row.reference_name or ""), theirs.get(row.candidate_name or "")
-            yield StructureSuspect(row.record, row.name, one, two, reference, candidate, names)
+            yield StructureSuspect(
+                row.record, row.name, one, two, reference, candidate, experiment.twin.names or NameMap()
+            )
 
 
 def _layer(name: str) -> str:
