@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from alignment.causes.suspect import Array, Cause, Suspect, Tensor, Trial
-from alignment.causes.values import ORDINARY, Finding, causes, close, comparable, exact, parts, pool, tried
+from alignment.causes.values import ORDINARY, Finding, causes, close, comparable, exact, parts, pool, role, tried
+from alignment.localise import Scene
+from alignment.trace import Trace
 
 # Tensors that are tried as the argument of a formula, nearest first.
 MOST_SOURCES = 16
@@ -443,52 +446,79 @@ def _additive_attention(suspect: Suspect) -> Iterator[Finding]:
     b, n, width = *reference.shape[:2], math.prod(reference.shape[2:])
     wanted, given = reference.reshape(b, n, width), candidate.reshape(b, n, width)
     near = list(islice(pool(suspect), 3 * MOST_SOURCES))
-    weights = [t for t in near if t.value.ndim == 3 and t.value.shape[::2] == (b, n) and _sums_to_one(t.value)]
     features = list(islice(parts(near, (b, n, width)), MOST_SOURCES))
-    for w in weights:
-        if width % w.value.shape[1]:
+    for w in near:
+        if w.value.ndim != 3 or w.value.shape[::2] != (b, n) or width % w.value.shape[1] or not _sums_to_one(w.value):
             continue
-        pooled = [(x, pool_heads(w.value, x.value)) for x in features]
-        for x, one in pooled:
-            for y in features:
-                right = y.value * one
-                if not close(right, wanted):
-                    continue
-                yield from _wrong_attention(suspect, w, (x, y), features, given - right, right)
-                return
+        right = next(_products(wanted, w.value, POOLS[:1], features, features), None)
+        if right is None:
+            continue
+        # The reference's own first: a sum of products can be told in several ways.
+        summed = [
+            right.x,
+            *(x for x in features if x is not right.x),
+            *(Tensor(t.name, t.value.reshape(b, n, width)) for t in _own(suspect, b * n * width)),
+        ]
+        wrong = next(_products(given, w.value, POOLS, summed, features), None)
+        if wrong is None:
+            continue
+        change = f"multiplying {right.y.name} with {right.x.name} summed by {w.name}"
+        if wrong.words:
+            change += f", {wrong.words}"
+        elif (wrong.y.name, wrong.x.name) != (right.y.name, right.x.name):
+            change += f", where the candidate multiplies {wrong.y.name} with {wrong.x.name}"
+        yield _attention_name(right, wrong), change, (given - wrong.value + right.value).reshape(reference.shape)
+        return
 
 
-def _wrong_attention(
-    suspect: Suspect, w: Tensor, pair: tuple[Tensor, Tensor], features: list[Tensor], difference: Array, right: Array
-) -> Iterator[Finding]:
-    x, y = pair
-    candidate, shape = right + difference, suspect.reference.shape
-    what = f"multiplying {y.name} with {x.name} summed by {w.name}"
-    for name, words, pooling in POOLS[1:]:
-        wrong = y.value * pooling(w.value, x.value)
-        if close(wrong, candidate):
-            yield name, f"{what}, {words}", (candidate - wrong + right).reshape(shape)
+@dataclass(frozen=True)
+class _Product:
+    """y times the sum of x over positions."""
+
+    name: str
+    words: str
+    x: Tensor
+    y: Tensor
+    value: Array
+
+
+def _products(
+    wanted: Array,
+    weights: Array,
+    pools: Iterable[tuple[str, str, Callable[[Array, Array], Array]]],
+    xs: list[Tensor],
+    ys: list[Tensor],
+) -> Iterator[_Product]:
+    """The products that are the wanted tensor; looked for in one element of the batch first."""
+    for name, what, pooling in pools:
+        for x in xs:
+            first = pooling(weights[-1:], x.value[-1:])
+            for y in ys:
+                if close(y.value[-1:] * first, wanted[-1:]):
+                    value = y.value * pooling(weights, x.value)
+                    if close(value, wanted):
+                        yield _Product(name, what, x, y, value)
+
+
+def _own(suspect: Suspect, size: int) -> Iterator[Tensor]:
+    """What the candidate itself has for tensors that went wrong before: its code goes on with them."""
+    for root in suspect.scene.roots:
+        if (root.kind, root.name) == (suspect.record, suspect.name):
             return
-    sums = [(other, pool_heads(w.value, other.value)) for other in features]
-    for other_x, one in sums:
-        for other_y in features:
-            wrong = other_y.value * one
-            if (other_x is x and other_y is y) or not close(wrong, candidate):
-                continue
-            if other_x.name == y.name and other_y.name == x.name:
-                name = "query-key-swapped"
-            elif other_x is x and _is_key(other_y):
-                name = "value-is-key"
-            else:
-                name = "swapped-tensor"
-            change = f"{what}, where the candidate multiplies {other_y.name} with {other_x.name}"
-            yield name, change, (candidate - wrong + right).reshape(shape)
-            return
+        value = root.candidate
+        if root.owner == suspect.owner and value is not None and value.size == size and value.dtype.kind == "f":
+            yield Tensor(f"its own value of what is given to {root.name}", value.astype(np.float64))
 
 
-def _is_key(tensor: Tensor) -> bool:
-    last = tensor.name.rpartition(".")[2].rpartition(" ")[2].partition("#")[0].lower()
-    return last in ("key", "k", "keys", "k_proj", "to_k") or tensor.name.startswith("the second third of")
+def _attention_name(right: _Product, wrong: _Product) -> str:
+    if wrong.name:
+        return wrong.name
+    if wrong.y is right.y and {role(wrong.x), role(right.x)} == {"query", "key"}:
+        return "query-key-swapped"
+    other = wrong.x.name.startswith("its own")
+    if (other or wrong.x.name == right.y.name) and (other or wrong.y.name == right.x.name) and wrong.y is not right.y:
+        return "query-key-swapped"
+    return "value-is-key" if wrong.x is right.x and role(wrong.y) == "key" else "swapped-tensor"
 
 
 def _sums_to_one(weights: Array) -> bool:
@@ -635,18 +665,27 @@ MEANINGS: tuple[Meaning, ...] = (
 )
 
 
+_RUNS: WeakKeyDictionary[Scene, dict[int, tuple[Trace | None, list[str]]]] = WeakKeyDictionary()
+
+
 def _meant(cause: str, suspect: Suspect) -> Iterator[Trial]:
-    paddle = sys.modules.get("paddle")
-    if paddle is None or suspect.scene.experiment.candidate.name != "paddle" or suspect.candidate is None:
+    scene = suspect.scene
+    if "paddle" not in sys.modules or scene.experiment.candidate.name != "paddle" or suspect.candidate is None:
         return
-    for meaning in (meaning for meaning in MEANINGS if meaning.cause == cause):
-        value, calls = _exchanged_run(suspect, meaning)
-        if calls and value is not None and not np.array_equal(value, suspect.candidate, equal_nan=True):
-            yield from tried(suspect, f"{meaning.change} ({calls[0]})", value)
+    known = _RUNS.setdefault(scene, {})
+    for index, meaning in enumerate(MEANINGS):
+        if meaning.cause != cause:
+            continue
+        if index not in known:
+            known[index] = _exchanged_run(scene, meaning)
+        trace, calls = known[index]
+        value = None if trace is None else scene.value(trace, suspect.root.kind, suspect.name)
+        if value is not None and not np.array_equal(value, suspect.candidate, equal_nan=True):
+            yield from tried(suspect, f"{meaning.change} ({calls[0]})", value.astype(np.float64))
 
 
-def _exchanged_run(suspect: Suspect, meaning: Meaning) -> tuple[Array | None, list[str]]:
-    """The candidate's tensor with the other meaning, and the functions of that name that were called."""
+def _exchanged_run(scene: Scene, meaning: Meaning) -> tuple[Trace | None, list[str]]:
+    """A forced run with the other meaning, and the functions of that name that were called; None where none was."""
     calls: list[str] = []
     kept: list[tuple[Any, str, Any]] = []
 
@@ -668,7 +707,8 @@ def _exchanged_run(suspect: Suspect, meaning: Meaning) -> tuple[Array | None, li
                 continue
             kept.append((holder, names[-1], function))
             setattr(holder, names[-1], counted(place.replace(":", "."), meaning.instead(function)))
-        return suspect.again(), calls
+        trace = scene.forced()
+        return (trace if calls else None), calls
     except Exception:
         # Code that can't do with the other meaning has not been explained by it.
         return None, calls

@@ -190,7 +190,7 @@ def _factor(candidate: Array, reference: Array) -> float | None:
     c = float(candidate.ravel() @ reference.ravel()) / square
     if not np.isfinite(c) or abs(c) < 1e-12 or abs(c - 1.0) < 1e-12:
         return None
-    return c if distance(candidate, c * reference) < 1e-6 else None
+    return c if distance(candidate, c * reference) < 1e-3 * min(1.0, abs(c - 1.0)) else None
 
 
 def _scaled(suspect: Suspect) -> Iterator[Finding]:
@@ -444,11 +444,11 @@ def _spread(value: Array, shape: tuple[int, ...]) -> Iterator[Array]:
 
 
 def _exchanged(right: Tensor, wrong: Tensor) -> str:
-    names = {_role(right), _role(wrong)}
+    names = {role(right), role(wrong)}
     return "query-key-swapped" if names == {"query", "key"} else "swapped-tensor"
 
 
-def _role(tensor: Tensor) -> str:
+def role(tensor: Tensor) -> str:
     """Whether it is known as a query or a key."""
     last = tensor.name.rpartition(".")[2].rpartition(" ")[2].partition("#")[0].lower()
     if tensor.name.startswith(("the first third of", "the second third of")) and ("qkv" in last or "in_proj" in last):

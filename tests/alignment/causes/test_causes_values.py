@@ -16,6 +16,12 @@ from alignment.localise import Root
 KINDS = {"softmax": "Softmax", "positions": "Embedding", "table": "Embedding"}
 
 
+class FakeScene(SimpleNamespace):
+    """What of a scene is asked for."""
+
+    __hash__ = object.__hash__
+
+
 def fake(
     reference: np.ndarray,
     candidate: np.ndarray,
@@ -26,7 +32,8 @@ def fake(
     **around: Any,
 ) -> Suspect:
     """A suspect of arrays alone: what is around it is given, nothing is run."""
-    narrow = reference.astype(np.float32) if reference.dtype.kind == "f" else reference
+    most = np.finfo(np.float32).max
+    narrow = np.clip(reference, -most, most).astype(np.float32) if reference.dtype.kind == "f" else reference
 
     def judge(_kind: str, _name: str, value: np.ndarray) -> Any:
         return compare(Pair(narrow, narrow, reference, value))
@@ -36,7 +43,7 @@ def fake(
         modules=lambda _model: [SimpleNamespace(path=path, kind=kind) for path, kind in KINDS.items()],
         get_option=lambda _model, _kind, _option: {"dropout": 0.2},
     )
-    scene = SimpleNamespace(
+    scene = FakeScene(
         dtype="float64",
         judge=judge,
         model=lambda _side: None,
