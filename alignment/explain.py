@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from alignment.causes import Cause, Suspect, Trial, diagnose
-from alignment.causes.suspect import AnySuspect
+from alignment.causes import AnySuspect, Cause, Suspect, Trial, diagnose
 from alignment.check import Checked, run_check
 from alignment.compare import EPS32
 from alignment.correspondence import path_of, rename
@@ -85,7 +84,8 @@ def _cases(checked: Checked, stages: Sequence[StageResult]) -> Iterable[_Case]:
             found = diagnose(suspect, proved)
             proved += [cause for cause, trial in found if trial.proved and cause not in proved]
             yield _case(rows.pop(key), suspect, scene, root, found, laws(scene, root))
-    others = {(suspect.record, suspect.name): suspect for suspect in other_suspects(checked.experiment, list(rows))}
+    left = [(stage.step, row) for stage, row in rows.values()]
+    others = {(suspect.record, suspect.name): suspect for suspect in other_suspects(checked.experiment, left)}
     for key, place in rows.items():
         other = others.get(key)
         found = [] if other is None else diagnose(other, proved)
@@ -122,7 +122,7 @@ def _finding(group: list[_Case], experiment: Experiment, inherited: int) -> Find
     cause, trial = next(((c, t) for c, t in case.found if t.proved), (None, None))
     side, reason = ("candidate", _why_candidate(case.row)) if case.root is None else attribute(case.root, case.laws)
     tried = [
-        f"{c.name}: {t.change}: relative L2 {t.before:.2g} → {t.after:.2g}, more than rounding"
+        f"{c.name}: {t.change}: {t.figure} {t.before:.2g} → {t.after:.2g}, more than rounding"
         for c, t in case.found
         if not t.proved
     ]
@@ -136,7 +136,7 @@ def _finding(group: list[_Case], experiment: Experiment, inherited: int) -> Find
         else "compare the two sides' code at the lines below; the evidence says what does not hold",
         side=side,
         side_reason=reason,
-        proof=f"{trial.change}: relative L2 {trial.before:.2g} → {trial.after:.2g}" if trial else "",
+        proof=f"{trial.change}: {trial.figure} {trial.before:.2g} → {trial.after:.2g}" if trial else "",
         before=trial.before if trial else None,
         after=trial.after if trial else None,
         tried=() if cause else tuple(tried[:SHOWN_TRIALS]),

@@ -106,6 +106,9 @@ def structure(experiment: Experiment) -> StageResult:
         for side, kind, slot in zip(("reference", "candidate"), kinds, slots, strict=True)
     ]
     rates = [framework.get_option(model, "Dropout", "p") for framework, model in sides]
+    called = {two: one for one, two in experiment.paths.items()}
+    kinds[1] = {called.get(path, path): module for path, module in kinds[1].items()}
+    rates[1] = {called.get(path, path): rate for path, rate in rates[1].items()}
     tensors = (*_modules(kinds[0], kinds[1], rates[0], rates[1]), *_slots(experiment, slots[0], slots[1]))
     return StageResult(1, "structure", tensors, tuple(notes))
 
@@ -145,7 +148,7 @@ def _modules(
         yield TensorResult(
             "module",
             label if one else None,
-            label if two else None,
+            two.path or "(root)" if two else None,
             None,
             "diverged" if problem else "aligned",
             reason,

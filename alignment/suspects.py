@@ -1,36 +1,95 @@
-"""Suspects that are not found by running: weights that were converted wrongly."""
+"""Suspects for roots that are not found by running the models piece by piece: structure, weights, initialisers, steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from alignment.causes.suspect import AnySuspect, WeightSuspect
-from alignment.experiment import Experiment
+from alignment.causes import AnySuspect, StatisticSuspect, UpdateSuspect, WeightSuspect
+from alignment.causes.initialization import initializer_suspects
+from alignment.causes.structure import structure_suspects
+from alignment.experiment import LEARNING_RATE, SIDES, Experiment
+from alignment.report import TensorResult
 from checkpoints import undo
 
 
-def other_suspects(experiment: Experiment, wanted: list[tuple[str, str]]) -> Iterable[AnySuspect]:
-    """Suspects for roots (record, name) of the stages that do not run the models."""
+def other_suspects(experiment: Experiment, rows: Sequence[tuple[int, TensorResult]]) -> Iterator[AnySuspect]:
+    """A suspect for each root (step, row) of a stage that does not run the models, and for each wrong step, if it can be."""
+    wanted = {(row.record, row.name): (step, row) for step, row in rows}
+    if any(step == 1 for step, _ in wanted.values()):
+        yield from (one for one in structure_suspects(experiment) if (one.record, one.name) in wanted)
     if experiment.layout is None:
         return
+    if any(record == "initializer" for record, _ in wanted):
+        yield from (one for one in initializer_suspects(experiment) if (one.record, one.name) in wanted)
+    yield from _weights(experiment, [name for (_, name), (step, _) in wanted.items() if step == 2])
+    yield from _updates(experiment, [row for (record, _), (_, row) in wanted.items() if record == "update"])
+
+
+def _weights(experiment: Experiment, names: list[str]) -> Iterator[WeightSuspect]:
+    layout = experiment.layout
+    assert layout is not None
     slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
-    moves = {move.source: move for move in experiment.layout.moves}
     state = next(reversed(experiment.weights.values()))
     given = experiment.candidate_state(state)
     own = experiment.candidate.read_state(experiment.candidate_model)
-    for record, full in wanted:
-        if record not in ("parameter", "buffer") or full not in moves:
+    for move in layout.moves:
+        if move.source in names:
+            slot = slots[move.source]
+            yield WeightSuspect(
+                slot.role,
+                move.source,
+                slot.kind,
+                slot.local,
+                _wide(state[move.source]),
+                _wide(undo(given[move.target], move)),
+                _wide(undo(own[move.target], move)),
+                {other: _wide(value) for other, value in state.items()},
+            )
+
+
+def _updates(experiment: Experiment, rows: Iterable[TensorResult]) -> Iterator[AnySuspect]:
+    """The steps of both sides in float64, where the row says they differ most."""
+    layout = experiment.layout
+    assert layout is not None
+    moves = {move.source: move for move in layout.moves}
+    slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
+    batches = {batch.name: batch for batch in experiment.batches}
+    for row in rows:
+        if row.name not in moves or row.weights is None or row.batch not in batches:
             continue
-        move, slot = moves[full], slots[full]
-        yield WeightSuspect(
-            record,
-            full,
-            slot.kind,
-            slot.local,
-            np.asarray(state[full], dtype=np.float64),
-            np.asarray(undo(given[move.target], move), dtype=np.float64),
-            np.asarray(undo(own[move.target], move), dtype=np.float64),
-            {other: np.asarray(value, dtype=np.float64) for other, value in state.items()},
-        )
+        state, move = experiment.weights[row.weights], moves[row.name]
+        values: dict[tuple[str, str], NDArray] = {}
+        for side in SIDES:
+            model = experiment.model(side, "float64")
+            experiment.side(side)[0].load_state(
+                model, state if side == "reference" else experiment.candidate_state(state)
+            )
+            trace = experiment.run(side, model, batches[row.batch], backward=True)
+            for kind in ("gradient", "update"):
+                value = trace.get(kind, row.name if side == "reference" else move.target)
+                if value is not None:
+                    values[side, kind] = _wide(value if side == "reference" else undo(value, move))
+        if not {("reference", "update"), ("candidate", "update")} <= set(values):
+            continue
+        slot, ours, theirs = slots[row.name], values["reference", "update"], values["candidate", "update"]
+        if slot.role == "buffer":
+            owner = row.name.rpartition(".")[0]
+            momentum = experiment.reference.options(experiment.reference_model, owner).get("momentum")
+            yield StatisticSuspect(row.name, slot.local, _wide(state[row.name]), ours, theirs, momentum=momentum)
+        elif {("reference", "gradient"), ("candidate", "gradient")} <= set(values):
+            yield UpdateSuspect(
+                row.name,
+                _wide(state[row.name]),
+                (values["reference", "gradient"],),
+                (values["candidate", "gradient"],),
+                (ours,),
+                (theirs,),
+                (LEARNING_RATE,),
+            )
+
+
+def _wide(value: NDArray) -> NDArray[np.float64]:
+    return np.asarray(value, dtype=np.float64)

@@ -1156,5 +1156,17 @@ def _expected(places: tuple[str, ...]) -> Expected:
 FASTFORMER_FAULTS = tuple(
     Fault(mutant.name, mutant.summary, mutant.stage, mutant.weights, mutant.plant) for mutant in MUTANTS
 )
+# The faults that come with the toolkit, each its own cause.
+BUILT_IN = {
+    "stale-bias-gradient": (rf"gradient {LAST_LINEAR}\.bias",),
+    "linear-not-transposed": (rf"parameter {FIRST_ATTENTION}(query|to_r|to_qkv)\.weight",),
+    "layernorm-eps": (rf"activation {LAYERNORM}",),
+    "mask-inverted": (r"input fastformer_model", r"input layers\.\d+", rf"input {ATTENTION}softmax", "input dropout"),
+    "dropout-on": (r"activation (.*\.)?dropout",),
+    "gelu-form": (rf"activation {GELU}",),
+    "loss-reduction": LOSS,
+}
+
 EXPECTED: dict[str, Expected] = {mutant.name: _expected(mutant.places) for mutant in MUTANTS}
-CAUSES: dict[str, str] = {mutant.name: mutant.cause for mutant in MUTANTS}
+EXPECTED |= {name: _expected(places) for name, places in BUILT_IN.items()}
+CAUSES: dict[str, str] = {mutant.name: mutant.cause for mutant in MUTANTS} | {name: name for name in BUILT_IN}

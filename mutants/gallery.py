@@ -22,7 +22,7 @@ class GalleryMutant:
     name:   the fault. twin: which of GALLERY it is planted in. cause: what is to be named as the cause.
     stage:  the first stage that sees it.
     record: what kind of record it shows in first; ``"input"``: in what a parent's forward hands to the child `tensor`.
-    tensor: the module path or the name of the tensor there, in the reference's names.
+    tensor: pattern of the module path or the name of the tensor there, in the reference's names.
     """
 
     name: str
@@ -158,8 +158,8 @@ def _mutants(twin: str, *rows: tuple[str, int, str, str]) -> tuple[GalleryMutant
 GALLERY_MUTANTS: tuple[GalleryMutant, ...] = (
     *_mutants(
         "conv-net",
-        ("conv-init", 2, "initializer", "conv1.weight"),
-        ("linear-init", 2, "initializer", "head.weight"),
+        ("conv-init", 2, "initializer", r"conv[12]\.(weight|bias)"),
+        ("linear-init", 2, "initializer", r"head\.(weight|bias)"),
         ("bn-eps", 3, "activation", "bn"),
         ("bn-buffers-lost", 3, "activation", "bn"),
         ("avgpool-padding", 3, "activation", "pool"),
@@ -167,13 +167,13 @@ GALLERY_MUTANTS: tuple[GalleryMutant, ...] = (
         ("inplace-alias", 3, "input", "relu2"),
         ("align-corners", 3, "input", "head"),
         ("flatten-order", 3, "input", "head"),
-        ("bn-momentum", 5, "update", "bn.running_mean"),
-        ("bn-biased-variance", 5, "update", "bn.running_var"),
+        ("bn-momentum", 5, "update", r"bn\.running_(mean|var)"),
+        ("bn-biased-variance", 5, "update", r"bn\.running_var"),
     ),
     *_mutants(
         "attention-net",
         ("mha-packing", 3, "input", "softmax"),
-        ("sdpa-layout", 3, "input", "softmax"),
+        ("sdpa-layout", 3, "input", "softmax|out_proj"),
         ("scale-missing", 3, "input", "softmax"),
         ("mask-ignored", 3, "input", "softmax"),
         ("mask-inverted", 3, "input", "softmax"),
@@ -184,8 +184,8 @@ GALLERY_MUTANTS: tuple[GalleryMutant, ...] = (
     ),
     *_mutants(
         "token-net",
-        ("embedding-init", 2, "initializer", "embedding.weight"),
-        ("linear-init", 2, "initializer", "up.weight"),
+        ("embedding-init", 2, "initializer", r"embedding\.weight"),
+        ("linear-init", 2, "initializer", r"(up|down|head)\.(weight|bias)"),
         ("padding-row", 3, "activation", "embedding"),
         ("layernorm-eps", 3, "activation", "norm"),
         ("scatter-overwrite", 3, "input", "up"),
@@ -197,8 +197,8 @@ GALLERY_MUTANTS: tuple[GalleryMutant, ...] = (
     ),
     *_mutants(
         "tied-net",
-        ("tie-lost", 1, "parameter", "output.weight"),
-        ("tie-detached", 5, "gradient", "embedding.weight"),
+        ("tie-lost", 1, "parameter", r"output\.weight"),
+        ("tie-detached", 5, "gradient", r"embedding\.weight"),
         ("grad-scale", 5, "activation gradient", "embedding"),
         ("graph-cut", 5, "activation gradient", "hidden"),
         ("max-ties", 5, "gradient", "gains"),
@@ -209,11 +209,11 @@ GALLERY_MUTANTS: tuple[GalleryMutant, ...] = (
     *_mutants("loss-sequence", ("ce-axis", 4, "loss", "loss")),
     *_mutants("loss-smooth-l1", ("smooth-l1", 4, "loss", "loss")),
     *_mutants("loss-soft-labels", ("soft-label-weight", 4, "loss", "loss")),
-    *_mutants("recurrent-net", ("batch-first", 3, "input", "cell")),
+    *_mutants("recurrent-net", ("batch-first", 3, "input", "cell|head")),
     *_mutants(
         "norm-net",
-        ("instance-norm-affine", 1, "parameter", "instance_norm.scale"),
-        ("kaiming-slope", 2, "initializer", "conv.weight"),
+        ("instance-norm-affine", 1, "parameter", r"instance_norm\.(scale|bias)"),
+        ("kaiming-slope", 2, "initializer", r"conv\.weight"),
         ("weight-norm-axis", 3, "activation", "fc"),
     ),
 )

@@ -149,6 +149,7 @@ def planted(fault_name: str, variant: str) -> Outcome:
 
 def _fault(name: str, variant: str) -> tuple[Any, Any, str]:
     """The fault (or the gallery's mutant), where its root belongs, and the cause to be named."""
+    from alignment.correspondence import path_of
     from alignment.faults import FAULTS
     from mutants.fastformer_faults import CAUSES, EXPECTED, FASTFORMER_FAULTS
     from mutants.gallery import GALLERY_MUTANTS
@@ -157,7 +158,7 @@ def _fault(name: str, variant: str) -> tuple[Any, Any, str]:
         mutant = next(m for m in GALLERY_MUTANTS if (m.name, m.twin) == (name, variant))
 
         def there(_twin: str, record: str, tensor: str) -> bool:
-            return (record, re.sub(r"(#\d+|\[\w+\])+$", "", tensor)) == (mutant.record, mutant.tensor)
+            return record == mutant.record and bool(re.fullmatch(mutant.tensor, path_of(tensor)))
 
         return mutant, there, mutant.cause
     own = {fault.name: fault for fault in FASTFORMER_FAULTS}
@@ -339,17 +340,9 @@ def tables(outcomes: list[Outcome], cleans: list[Clean]) -> str:
     """The figures and a line for each fault, as Markdown."""
     figures = summary(outcomes, cleans)
     lines = ["| figure | this toolkit |", "|---|---|"]
-    for name in (
-        "detected",
-        "at the earliest stage",
-        "root right",
-        "side right",
-        "cause named right",
-        "proof given",
-        "left unexplained where no cause is known",
-        "false alarms",
-    ):
-        lines.append(f"| {name} | {_share(figures[name])} |")
+    shown = ("detected", "at the earliest stage", "root right", "side right", "cause named right", "proof given")
+    shown += ("left unexplained where no cause is known", "false alarms")
+    lines += [f"| {name} | {_share(figures[name])} |" for name in shown]
     lines += ["", "| tool | weights | detected | false alarms |", "|---|---|---|---|"]
     lines.append(f"| alignment | both | {_share(figures['detected'])} | {_share(figures['false alarms'])} |")
     for name, tool in figures["tools"].items():
@@ -404,10 +397,12 @@ def missed(outcomes: list[Outcome], cleans: list[Clean]) -> Iterator[str]:
                 )
                 if not right
             ]
-            yield f"{o.fault} on {o.twin}: not {', '.join(what)}; roots {', '.join(o.roots[:4])}; named {', '.join(o.named[:4])}"
+            roots, named = ", ".join(o.roots[:4]), ", ".join(o.named[:4])
+            yield f"{o.fault} on {o.twin}: not {', '.join(what)}; roots {roots}; named {named}"
     for c in cleans:
         if c.verdict != "aligned":
-            yield f"false alarm: {c.twin} {c.settings} batch {c.batch_size} length {c.length} seed {c.seed}: {c.alarms or c.error}"
+            sizes = f"{c.settings} batch {c.batch_size} length {c.length} seed {c.seed}"
+            yield f"false alarm: {c.twin} {sizes}: {c.alarms or c.error}"
 
 
 def main() -> int:

@@ -1,18 +1,60 @@
 """Why a tensor diverges: hypotheses, one file for each family, each with a precondition and a counterfactual.
 
-To add a cause, write a function that takes a suspect and yields trials, and a `Cause` around it in the family it belongs to.
+To add a cause, write a function that takes a suspect and yields trials, and put a `Cause` around it into the CAUSES of the
+family it belongs to. Within a family the more particular come first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alignment.causes import options
+from alignment.causes import (
+    functions,
+    gradients,
+    initialization,
+    loss,
+    masks,
+    options,
+    structure,
+    updates,
+    values,
+    weights,
+)
+from alignment.causes.initialization import InitializerSuspect
+from alignment.causes.structure import StructureSuspect
 from alignment.causes.suspect import AnySuspect, Cause, Suspect, Trial, WeightSuspect
+from alignment.causes.updates import StatisticSuspect, UpdateSuspect
 
-CAUSES: tuple[Cause, ...] = (*options.CAUSES,)
+# What kind of suspect -> its causes, the more particular families first.
+CAUSES: dict[type, tuple[Cause, ...]] = {
+    Suspect: (
+        *options.CAUSES,
+        *loss.CAUSES,
+        *masks.CAUSES,
+        *functions.CAUSES,
+        *values.CAUSES,
+        *gradients.CAUSES,
+    ),
+    WeightSuspect: weights.CAUSES,
+    InitializerSuspect: initialization.CAUSES,
+    StructureSuspect: structure.CAUSES,
+    UpdateSuspect: updates.CAUSES,
+    StatisticSuspect: updates.CAUSES,
+}
 
-__all__ = ["CAUSES", "Cause", "Suspect", "Trial", "WeightSuspect", "diagnose"]
+__all__ = [
+    "CAUSES",
+    "AnySuspect",
+    "Cause",
+    "InitializerSuspect",
+    "StatisticSuspect",
+    "StructureSuspect",
+    "Suspect",
+    "Trial",
+    "UpdateSuspect",
+    "WeightSuspect",
+    "diagnose",
+]
 
 
 def diagnose(suspect: AnySuspect, first: Sequence[Cause] = ()) -> list[tuple[Cause, Trial]]:
@@ -20,8 +62,9 @@ def diagnose(suspect: AnySuspect, first: Sequence[Cause] = ()) -> list[tuple[Cau
 
     first: causes to try before the others; if one of them is proved, the others are not tried.
     """
+    own = CAUSES[type(suspect)]
     found: list[tuple[Cause, Trial]] = []
-    for cause in (*first, *(cause for cause in CAUSES if cause not in first)):
+    for cause in (*(cause for cause in first if cause in own), *(cause for cause in own if cause not in first)):
         if suspect.record not in cause.records:
             continue
         trials = sorted(cause.test(suspect), key=lambda trial: (not trial.proved, trial.after))

@@ -56,7 +56,8 @@ class InitializerSuspect:
         """One trial of values that the candidate would have drawn."""
         enough = min(self.reference.size, self.candidate.size) >= ENOUGH or not np.any(self.candidate)
         proved = enough and self.compare(corrected).verdict == "aligned"
-        return Trial(change, _off(self.candidate, self.reference), _off(corrected, self.reference), proved)
+        off = _off(self.candidate, self.reference), _off(corrected, self.reference)
+        return Trial(change, *off, proved, "σ/σ_reference − 1")
 
 
 def initializer_suspects(experiment: Experiment) -> Iterator[InitializerSuspect]:
@@ -241,7 +242,7 @@ def _of_pairs(pairs: Callable[[InitializerSuspect], Iterable[Pair]], suspect: In
         if math.isclose(ours.std, theirs.std, rel_tol=1e-3) and type(ours) is type(theirs):
             continue
         if fits(suspect.reference, ours) and fits(suspect.candidate, theirs):
-            change = f"drawing {suspect.name} {ours} ({our_formula}) and not {theirs} ({their_formula}), by σ/σ_reference − 1"
+            change = f"drawing {suspect.name} {ours} ({our_formula}) and not {theirs} ({their_formula})"
             yield suspect.trial(change, _mapped(suspect.candidate, theirs, ours))
             return
 
@@ -252,7 +253,7 @@ def _zero_bias(suspect: InitializerSuspect) -> Iterator[Trial]:
         return
     ours = Uniform(_root(1 / suspect.fan_in))
     if not _fixed(suspect.reference).any() and fits(suspect.reference, ours):
-        change = f"drawing {suspect.name} {ours} (1/√fan) and not zero, by σ/σ_reference − 1"
+        change = f"drawing {suspect.name} {ours} (1/√fan) and not zero"
         yield suspect.trial(change, _drawn(suspect.candidate.shape, ours))
 
 
@@ -270,9 +271,7 @@ def _padding_row(suspect: InitializerSuspect) -> Iterator[Trial]:
         return
     corrected = suspect.candidate.copy()
     corrected[:, rows] = suspect.reference[:, rows]
-    change = (
-        f"setting row {', '.join(map(str, rows))} of {suspect.name} to the reference's constant, by σ/σ_reference − 1"
-    )
+    change = f"setting row {', '.join(map(str, rows))} of {suspect.name} to the reference's constant"
     yield suspect.trial(change, corrected)
 
 
@@ -284,7 +283,8 @@ def _constant(suspect: InitializerSuspect) -> Iterator[Trial]:
             change = f"starting {suspect.name} from {ours[0]:.6g} and not {theirs[0]:.6g}, by the constants' difference"
             corrected = suspect.candidate + (ours[0] - theirs[0])
             aligned = suspect.compare(corrected).verdict == "aligned"
-            yield Trial(change, float(abs(ours[0] - theirs[0])), float(np.abs(corrected - ours[0]).max()), aligned)
+            left = float(np.abs(corrected - ours[0]).max())
+            yield Trial(change, float(abs(ours[0] - theirs[0])), left, aligned, "difference")
 
 
 def _scale(suspect: InitializerSuspect) -> Iterator[Trial]:
@@ -300,7 +300,7 @@ def _scale(suspect: InitializerSuspect) -> Iterator[Trial]:
     apart = abs(tails[0] - tails[1]) / math.sqrt(24 / ours.size + 24 / theirs.size)
     if math.erfc(apart / math.sqrt(2.0)) < REFUSED:
         return
-    change = f"multiplying what is drawn for {suspect.name} by {factor:.4g}, by σ/σ_reference − 1"
+    change = f"multiplying what is drawn for {suspect.name} by {factor:.4g}"
     fixed = _fixed(suspect.candidate)[None]
     trial = suspect.trial(change, np.where(fixed, suspect.candidate, factor * suspect.candidate))
     if trial.proved:

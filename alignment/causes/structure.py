@@ -103,9 +103,7 @@ class StructureSuspect:
         if len(after) >= len(before):
             return
         left = [line for line in after if line not in before or line.startswith(f"{layer}." if layer else "")]
-        yield Trial(
-            f"{change}, by tensors without a partner", float(len(before)), float(len(after)), certain and not left
-        )
+        yield Trial(change, float(len(before)), float(len(after)), certain and not left, "tensors without a partner")
 
 
 def structure_suspects(experiment: Experiment) -> Iterator[StructureSuspect]:
@@ -342,21 +340,21 @@ def _tie_lost(suspect: StructureSuspect) -> Iterator[Trial]:
     turned = first.shape != two.shape
     fits = first.dtype == two.dtype and (first.shape[::-1] if turned else first.shape) == two.shape
     change = f"tying {two.name} to {first.name}{' transposed' if turned else ''}, by names whose ties differ"
-    yield Trial(change, 1.0, 0.0 if fits else 1.0, fits)
+    yield Trial(change, 1.0, 0.0 if fits else 1.0, fits, "differences")
 
 
 def _tie_added(suspect: StructureSuspect) -> Iterator[Trial]:
     one, two = suspect.one, suspect.two
     if one is not None and two is not None and one.tied_to is None and two.tied_to is not None:
         change = f"giving {two.name} a tensor of its own and not that of {two.tied_to}, by names whose ties differ"
-        yield Trial(change, 1.0, 0.0, True)
+        yield Trial(change, 1.0, 0.0, True, "differences")
 
 
 def _dropout(suspect: StructureSuspect) -> Iterator[Trial]:
     ours, theirs = suspect.reference.rates.get(suspect.name), suspect.candidate.rates.get(suspect.name)
     if suspect.record == "module" and ours is not None and theirs is not None and ours != theirs:
         change = f"setting the rate of {suspect.name} from {theirs} to {ours}, by dropouts whose rates differ"
-        yield Trial(change, 1.0, 0.0, True)
+        yield Trial(change, 1.0, 0.0, True, "differences")
 
 
 _RECORDS = ("module", "parameter", "buffer")

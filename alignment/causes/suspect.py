@@ -28,13 +28,14 @@ class Trial:
     """One correction and what came of it.
 
     change: what was corrected, in words that go before a figure ("transposing dense.weight").
-    before, after: relative L2 distance to the reference without and with it. proved: what is left is rounding.
+    before, after: distance to the reference without and with it, as a `figure`. proved: what is left is rounding.
     """
 
     change: str
     before: float
     after: float
     proved: bool
+    figure: str = "relative L2"
 
 
 @dataclass(frozen=True)
