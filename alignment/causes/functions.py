@@ -295,7 +295,8 @@ def _gap(one: Array, two: Array) -> float:
     if odd.any() and not np.array_equal(one[odd], two[odd], equal_nan=True):
         return math.inf
     size = float(np.abs(two[~odd]).max(initial=0.0))
-    return float(np.abs(one - two)[~odd].max(initial=0.0)) / size if size else 0.0
+    gap = float(np.abs(one - two)[~odd].max(initial=0.0))
+    return gap / size if size else (math.inf if gap else 0.0)
 
 
 def _pooling_finding(s: Tensor, x: Tensor, right: _Pooling, wrong: _Pooling, candidate: Array) -> Finding:

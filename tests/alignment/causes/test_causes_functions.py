@@ -27,6 +27,8 @@ Q, K, V = np.split(PACKED, 3, axis=-1)
 SCORES = drawn(3, 6, 1, seed=7)
 REAL = np.arange(6) < np.array([[6], [4], [2]])
 POOLING: dict[str, Any] = {"masks": lambda: iter([Tensor("mask", REAL)])}
+PADDED = X * REAL[..., None]
+WEIGHED = np.exp(SCORES[..., 0]) * REAL / ((np.exp(SCORES[..., 0]) * REAL).sum(1, keepdims=True) + 1e-8)
 FREQS = 10000.0 ** -(np.arange(4) / 4)
 ANGLES = np.outer(np.arange(6), FREQS)
 BASE_1000 = np.outer(np.arange(6), FREQS**0.75)
@@ -87,6 +89,10 @@ FAULTS: dict[str, tuple[str, Suspect]] = {
     "pooled with padding": ("mask-ignored", fake(pooled(REAL), pooled(), X, SCORES, **POOLING)),
     "pooled without padding": ("pooler-masked", fake(pooled(), pooled(REAL), X, SCORES, **POOLING)),
     "padding pooled": ("mask-inverted", fake(pooled(REAL), pooled(~REAL), X, SCORES, **POOLING)),
+    "nothing but padding that is zero is pooled": (
+        "mask-inverted",
+        fake(np.einsum("bn,bnd->bd", WEIGHED, PADDED), np.zeros((3, 8)), PADDED, SCORES, **POOLING),
+    ),
     "pooling epsilon": ("pooling-epsilon", fake(pooled(REAL), pooled(REAL, 0.0), X, SCORES, **POOLING)),
     "thirds": ("mha-packing", fake(scores(Q, K), scores(K, Q), PACKED)),
     "unscaled": ("scale-missing", fake(scores(Q, K), 2 * scores(Q, K), PACKED)),
