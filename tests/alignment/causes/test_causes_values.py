@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignment.causes.suspect import Suspect, Tensor
-from alignment.causes.values import CAUSES, close, distance
+from alignment.causes.values import CAUSES, close, distance, tried
 from alignment.compare import Pair, compare
 from alignment.localise import Root
 
@@ -196,10 +196,14 @@ def test_a_trial_says_how_much_the_correction_explains() -> None:
     assert "3 (the length of axis 0)" in trial.change
 
 
-def test_scores_beside_a_mask_count_by_themselves() -> None:
-    """Next to −10,000 an error of 1e-6 is small; among the scores it is not."""
-    wrong = np.where(COUNT < 4, 2 * MASKED + 1e-5 * SCORES**2, MASKED)
-    assert proved(fake(MASKED, wrong, X, record="input", name="softmax")) == []
+@pytest.mark.parametrize(("error", "is_proved"), [(0.0, True), (1e-6, False)])
+def test_scores_beside_a_mask_count_by_themselves(error: float, is_proved: bool) -> None:
+    """Next to −1,000,000,000 an error of 1e-6 is rounding; among the scores it is not."""
+    reference = np.where(COUNT < 4, SCORES, -1e9)
+    suspect = fake(reference, np.where(COUNT < 4, 2 * SCORES, -1e9))
+    (trial,) = tried(suspect, "correcting", np.where(COUNT < 4, SCORES + error, -1e9))
+    assert trial.proved == is_proved
+    assert trial.before == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
