@@ -28,6 +28,8 @@ IDENTITY_LIMIT = 1e-12
 # A finite difference is believed where it is this much nearer to one side's gradient than the two are to each other.
 DIFFERENCE_LIMIT = 0.02
 STEP = 1e-4
+# Layers whose identities need their weight as it is stored; a weight norm stores another.
+WEIGHTED = ("Linear", "Embedding")
 DERIVATIVE = "(L(w + hv) − L(w − hv)) / 2h = ⟨∂w, v⟩"
 
 
@@ -110,7 +112,7 @@ def _identities(scene: Scene, root: Root, side: str) -> Iterator[Terms]:
         "CrossEntropyLoss": _cross_entropy,
     }
     rule = rules.get(view.kind)
-    if rule is not None and view.complete:
+    if rule is not None and view.complete and (view.kind not in WEIGHTED or "weight" in view.weights):
         yield from rule(view)
 
 

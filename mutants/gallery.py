@@ -151,8 +151,14 @@ GALLERY: dict[str, Twin] = {
 }
 
 
+# Causes that go by another name than the fault.
+CAUSES = {"grad-scale": "gradient-scaled"}
+
+
 def _mutants(twin: str, *rows: tuple[str, int, str, str]) -> tuple[GalleryMutant, ...]:
-    return tuple(GalleryMutant(name, twin, stage, record, tensor, name) for name, stage, record, tensor in rows)
+    return tuple(
+        GalleryMutant(name, twin, stage, record, tensor, CAUSES.get(name, name)) for name, stage, record, tensor in rows
+    )
 
 
 GALLERY_MUTANTS: tuple[GalleryMutant, ...] = (

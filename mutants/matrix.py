@@ -57,6 +57,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Paddle's own initialisers have biases of 0, which has a name of its own.
+COMPANIONS = {"linear-init": ("bias-init",), "conv-init": ("bias-init",)}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one planted fault. root, side, cause: right? cause_known: is there a name for it to be called by?
@@ -137,7 +141,8 @@ def planted(fault_name: str, variant: str) -> Outcome:
         root=bool(result.roots) and all(expected(name, t.record, t.name) for t in result.roots),
         side=bool(result.findings) and all(finding.side == "candidate" for finding in result.findings),
         cause_known=bool(cause),
-        cause=bool(named) and set(named) == {cause or "unexplained"},
+        cause=bool(named)
+        and {cause or "unexplained"} <= set(named) <= {cause or "unexplained", *COMPANIONS.get(cause, ())},
         proof=any(finding.cause == cause and bool(finding.proof) for finding in result.findings),
         named=named,
         roots=tuple(f"{t.record} {t.name}" for t in result.roots),

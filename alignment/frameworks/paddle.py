@@ -325,7 +325,8 @@ class _Recorder:
         if self._forced is not None:
             return self._replaced(kind, label, tensor, self._forced)
         if not tensor.stop_gradient:
-            tensor = paddle.assign(tensor)  # so that the gradient is of what uses it from here on, alone
+            # So that the gradient is of what uses it from here on, alone. Not a view: it may be written into.
+            tensor = paddle.assign(tensor)
 
             def record(gradient: Any) -> None:
                 self.records.append(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))

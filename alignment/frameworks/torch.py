@@ -287,7 +287,8 @@ class _Recorder:
         if self._forced is not None:
             return self._replaced(kind, label, tensor, self._forced)
         if tensor.requires_grad:
-            tensor = tensor.view_as(tensor)  # so that the gradient is of what uses it from here on, alone
+            # So that the gradient is of what uses it from here on, alone. Not a view: it may be written into.
+            tensor = tensor.clone()
 
             def record(gradient: torch.Tensor) -> None:
                 self.records.append(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))
