@@ -12,12 +12,15 @@ from alignment.check import check
 from alignment.compare import Comparison, Pair, Tolerance, compare
 from alignment.errors import AlignmentError, FrameworkMissingError
 from alignment.experiment import Options
-from alignment.report import Report, StageResult, TensorResult, TwinResult
+from alignment.explain import explain
+from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
 from alignment.twins import Side, Twin, get_twin
 
 __all__ = [
     "AlignmentError",
     "Comparison",
+    "Effect",
+    "Finding",
     "FrameworkMissingError",
     "Options",
     "Pair",
@@ -30,5 +33,6 @@ __all__ = [
     "TwinResult",
     "check",
     "compare",
+    "explain",
     "get_twin",
 ]

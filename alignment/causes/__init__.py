@@ -72,4 +72,6 @@ def diagnose(suspect: AnySuspect, first: Sequence[Cause] = ()) -> list[tuple[Cau
             found.append((cause, trials[0]))
         if trials and trials[0].proved and cause in first:
             break
-    return sorted(found, key=lambda pair: not pair[1].proved)
+    found.sort(key=lambda pair: not pair[1].proved)
+    # One cause may be tested in two families: as a layer's option, and by a formula.
+    return [pair for index, pair in enumerate(found) if all(pair[0].name != other.name for other, _ in found[:index])]

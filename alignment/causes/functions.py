@@ -8,18 +8,17 @@ the reference's framework means by their names, and the candidate is run again.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from alignment.causes.suspect import Array, Cause, Suspect, Tensor, Trial
 from alignment.causes.values import ORDINARY, Finding, causes, close, comparable, exact, parts, pool, role, tried
+from alignment.frameworks import Meaning, exchanged
 from alignment.localise import Scene
 from alignment.trace import Trace
 
@@ -565,116 +564,15 @@ def _rotary(suspect: Suspect) -> Iterator[Finding]:
 # ------------------------------------------------------------------------------------------- the framework's own functions
 
 
-@dataclass(frozen=True)
-class Meaning:
-    """A function of the candidate's framework, and one with the meaning the reference's gives to the name.
-
-    holders: where it is found, "module:attribute". instead: function -> the function with the other meaning.
-    """
-
-    cause: str
-    change: str
-    holders: tuple[str, ...]
-    instead: Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def _with_default(key: str, value: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The same function with one option set, whatever it is given."""
-
-    def instead(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **options: function(*args, **{**options, key: value})
-
-    return instead
-
-
-def _split(function: Callable[..., Any]) -> Callable[..., Any]:
-    def split(x: Any, num_or_sections: Any, axis: int = 0, **options: Any) -> Any:
-        sections = num_or_sections
-        if isinstance(sections, int) and x.shape[axis] % sections == 0:
-            sections = x.shape[axis] // sections
-        return function(x, sections, axis, **options)
-
-    return split
-
-
-def _median(function: Callable[..., Any]) -> Callable[..., Any]:
-    def median(x: Any, axis: Any = None, keepdim: bool = False, **options: Any) -> Any:
-        if options or axis is None:
-            return function(x, axis, keepdim, **options)
-        return function(x, axis, keepdim, mode="min")[0]
-
-    return median
-
-
-def _scatter(function: Callable[..., Any]) -> Callable[..., Any]:
-    def scatter(x: Any, index: Any, updates: Any, overwrite: bool = True, **options: Any) -> Any:
-        if overwrite:
-            return function(x, index, updates, overwrite, **options)
-        return sys.modules["paddle"].index_add(x, index, 0, updates)
-
-    return scatter
-
-
-def _embedding(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda x, weight, *_args, **_options: function(x, weight)
-
-
-_F = "paddle.nn.functional"
-MEANINGS: tuple[Meaning, ...] = (
-    Meaning(
-        "split-meaning",
-        "splitting into parts of a size, not into a number of parts",
-        ("paddle:split", "paddle:Tensor.split"),
-        _split,
-    ),
-    Meaning(
-        "median-even",
-        "taking the lower of the two middle values for the median",
-        ("paddle:median", "paddle:Tensor.median"),
-        _median,
-    ),
-    Meaning(
-        "scatter-overwrite",
-        "adding to the rows without zeroing them first",
-        ("paddle:scatter", "paddle:Tensor.scatter"),
-        _scatter,
-    ),
-    Meaning("padding-row", "looking up the padding row like any other", (f"{_F}:embedding",), _embedding),
-    Meaning("dropout-on", "switching the functional dropout off", (f"{_F}:dropout",), _with_default("training", False)),
-    Meaning("gelu-form", "computing GELU by erf", (f"{_F}:gelu",), _with_default("approximate", False)),
-    Meaning("gelu-form", "computing GELU by tanh", (f"{_F}:gelu",), _with_default("approximate", True)),
-    Meaning(
-        "align-corners",
-        "not aligning corners",
-        (f"{_F}:grid_sample", f"{_F}:affine_grid"),
-        _with_default("align_corners", False),
-    ),
-    Meaning(
-        "align-corners",
-        "aligning corners",
-        (f"{_F}:grid_sample", f"{_F}:affine_grid"),
-        _with_default("align_corners", True),
-    ),
-    Meaning("align-corners", "not aligning corners", (f"{_F}:interpolate",), _with_default("align_corners", False)),
-    Meaning("align-corners", "aligning corners", (f"{_F}:interpolate",), _with_default("align_corners", True)),
-    Meaning(
-        "avgpool-padding", "counting padding in averages", (f"{_F}:avg_pool2d",), _with_default("exclusive", False)
-    ),
-    Meaning(
-        "avgpool-padding", "not counting padding in averages", (f"{_F}:avg_pool2d",), _with_default("exclusive", True)
-    ),
-)
-
-
 _RUNS: WeakKeyDictionary[Scene, dict[int, tuple[Trace | None, list[str]]]] = WeakKeyDictionary()
 
 
 def _meant(cause: str, suspect: Suspect) -> Iterator[Trial]:
     scene = suspect.scene
-    if "paddle" not in sys.modules or scene.experiment.candidate.name != "paddle" or suspect.candidate is None:
+    if suspect.candidate is None:
         return
     known = _RUNS.setdefault(scene, {})
-    for index, meaning in enumerate(MEANINGS):
+    for index, meaning in enumerate(scene.experiment.candidate.meanings):
         if meaning.cause != cause:
             continue
         if index not in known:
@@ -687,35 +585,13 @@ def _meant(cause: str, suspect: Suspect) -> Iterator[Trial]:
 
 def _exchanged_run(scene: Scene, meaning: Meaning) -> tuple[Trace | None, list[str]]:
     """A forced run with the other meaning, and the functions of that name that were called; None where none was."""
-    calls: list[str] = []
-    kept: list[tuple[Any, str, Any]] = []
-
-    def counted(place: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            calls.append(place)
-            return function(*args, **options)
-
-        return call
-
     try:
-        for place in meaning.holders:
-            module, _, path = place.partition(":")
-            holder, names = sys.modules.get(module), path.split(".")
-            for name in names[:-1]:
-                holder = getattr(holder, name, None)
-            function = getattr(holder, names[-1], None)
-            if function is None:
-                continue
-            kept.append((holder, names[-1], function))
-            setattr(holder, names[-1], counted(place.replace(":", "."), meaning.instead(function)))
-        trace = scene.forced()
-        return (trace if calls else None), calls
+        with exchanged(meaning) as calls:
+            trace = scene.forced()
     except Exception:
         # Code that can't do with the other meaning has not been explained by it.
-        return None, calls
-    finally:
-        for holder, name, function in reversed(kept):
-            setattr(holder, name, function)
+        return None, []
+    return (trace if calls else None), calls
 
 
 # ---------------------------------------------------------------------------------------------------------------- helpers

@@ -266,6 +266,25 @@ def _ordered(suspect: Suspect) -> Iterator[Finding]:
             return
 
 
+def _sliced(suspect: Suspect) -> Iterator[Finding]:
+    """One slice of a tensor along another axis: steps of time taken for rows of the batch."""
+    candidate, reference = suspect.candidate, suspect.reference
+    if candidate is None or candidate.shape != reference.shape or reference.ndim < 1:
+        return
+    for source in suspect.sources:
+        if source.value.ndim != reference.ndim + 1 or source.value.dtype.kind != "f":
+            continue
+        for one, two in permutations(range(2), 2):
+            if source.value.shape[one] != source.value.shape[two]:
+                continue
+            ours = (take for take in np.moveaxis(source.value, one, 0) if close(take, reference))
+            theirs = (take for take in np.moveaxis(source.value, two, 0) if close(take, candidate))
+            right, wrong = next(ours, None), next(theirs, None)
+            if right is not None and wrong is not None:
+                yield "batch-first", f"slicing {source.name} along axis {one} and not {two}", candidate - wrong + right
+                return
+
+
 def _flattens(suspect: Suspect) -> bool:
     """Is it a picture's channels and positions in one row?"""
     shape = suspect.reference.shape
@@ -592,6 +611,10 @@ CAUSES: tuple[Cause, ...] = (
             ("reversed", "an axis runs backwards", "flip it"),
             ("shifted", "everything stands one further along an axis", "count from the same position"),
         ),
+    ),
+    *causes(
+        _sliced,
+        (("batch-first", "the first two axes are exchanged", "set batch_first/time_major, or transpose"),),
     ),
     *causes(
         _swapped,

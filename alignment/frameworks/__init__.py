@@ -7,12 +7,13 @@ The toolkit never asks which framework it has. A third framework costs one file 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -47,10 +48,50 @@ class ModuleInfo:
     own: bool
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """A function of a framework by a name that means something else in torch, and one with torch's meaning.
+
+    cause: what it is called when the two are taken for each other. change: taking torch's meaning, in words.
+    holders: (object, attribute) where the function is found. instead: function -> the function with the other meaning.
+    """
+
+    cause: str
+    change: str
+    holders: tuple[tuple[Any, str], ...]
+    instead: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@contextlib.contextmanager
+def exchanged(meaning: Meaning) -> Iterator[list[str]]:
+    """Let the functions have their other meaning for a while; gives a list that names those which are called."""
+    calls: list[str] = []
+    kept = [(holder, name, getattr(holder, name)) for holder, name in meaning.holders if hasattr(holder, name)]
+
+    def counted(holder: Any, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(f"{holder.__name__}.{name}")
+            return function(*arguments, **options)
+
+        return call
+
+    try:
+        for holder, name, function in kept:
+            setattr(holder, name, counted(holder, name, meaning.instead(function)))
+        yield calls
+    finally:
+        for holder, name, function in reversed(kept):
+            setattr(holder, name, function)
+
+
 class Framework(Protocol):
-    """What an adapter offers. `model` is the framework's own module, opaque to the toolkit."""
+    """What an adapter offers. `model` is the framework's own module, opaque to the toolkit.
+
+    meanings: functions whose name means something else in torch; a port may have taken one for the other.
+    """
 
     name: str
+    meanings: tuple[Meaning, ...]
 
     def versions(self) -> dict[str, str]:
         """Versions of the framework and of what it computes with, for the report."""

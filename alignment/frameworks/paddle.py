@@ -26,7 +26,7 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
     paddle.disable_signal_handler()
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import ModuleInfo, call_site
+from alignment.frameworks import Meaning, ModuleInfo, call_site
 from alignment.trace import GRADIENT_OF, Kind, Record, Trace
 from checkpoints.layouts import KINDS
 from checkpoints.structure import Slot
@@ -56,6 +56,86 @@ OPTIONS: dict[tuple[str, str], tuple[str, Callable[[Any], Any], Callable[[Any], 
     ("CrossEntropyLoss", "label_smoothing"): ("label_smoothing", float, float),
     ("LSTM", "batch_first"): ("time_major", operator.not_, operator.not_),
 }
+
+
+def _with_option(key: str, value: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The same function with one option set, whatever it is given."""
+    return lambda function: lambda *arguments, **options: function(*arguments, **{**options, key: value})
+
+
+def _split_by_size(function: Callable[..., Any]) -> Callable[..., Any]:
+    def split(x: Any, num_or_sections: Any, axis: int = 0, **options: Any) -> Any:
+        sections = num_or_sections
+        if isinstance(sections, int) and x.shape[axis] % sections == 0:
+            sections = x.shape[axis] // sections
+        return function(x, sections, axis, **options)
+
+    return split
+
+
+def _lower_median(function: Callable[..., Any]) -> Callable[..., Any]:
+    def median(x: Any, axis: Any = None, keepdim: bool = False, **options: Any) -> Any:
+        if options or axis is None:
+            return function(x, axis, keepdim, **options)
+        return function(x, axis, keepdim, mode="min")[0]
+
+    return median
+
+
+def _scatter_by_adding(function: Callable[..., Any]) -> Callable[..., Any]:
+    def scatter(x: Any, index: Any, updates: Any, overwrite: bool = True, **options: Any) -> Any:
+        if overwrite:
+            return function(x, index, updates, overwrite, **options)
+        return paddle.index_add(x, index, 0, updates)
+
+    return scatter
+
+
+def _plain_lookup(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, weight, *_arguments, **_options: function(x, weight)
+
+
+_F, _T = nn.functional, paddle.Tensor
+meanings: tuple[Meaning, ...] = (
+    Meaning(
+        "split-meaning",
+        "splitting into parts of a size, not into a number of parts",
+        ((paddle, "split"), (_T, "split")),
+        _split_by_size,
+    ),
+    Meaning(
+        "median-even",
+        "taking the lower of the two middle values for the median",
+        ((paddle, "median"), (_T, "median")),
+        _lower_median,
+    ),
+    Meaning(
+        "scatter-overwrite",
+        "adding to the rows without zeroing them first",
+        ((paddle, "scatter"), (_T, "scatter")),
+        _scatter_by_adding,
+    ),
+    Meaning("padding-row", "looking up the padding row like any other", ((_F, "embedding"),), _plain_lookup),
+    Meaning("dropout-on", "switching the functional dropout off", ((_F, "dropout"),), _with_option("training", False)),
+    *(
+        Meaning("gelu-form", f"computing GELU by {form}", ((_F, "gelu"),), _with_option("approximate", form == "tanh"))
+        for form in ("erf", "tanh")
+    ),
+    *(
+        Meaning("align-corners", f"{words} corners", holders, _with_option("align_corners", words == "aligning"))
+        for words in ("not aligning", "aligning")
+        for holders in (((_F, "grid_sample"), (_F, "affine_grid")), ((_F, "interpolate"),))
+    ),
+    *(
+        Meaning(
+            "avgpool-padding",
+            f"{words} padding in averages",
+            ((_F, "avg_pool2d"),),
+            _with_option("exclusive", exclusive),
+        )
+        for words, exclusive in (("counting", False), ("not counting", True))
+    ),
+)
 
 # Containers that only differ in name.
 CONTAINERS = {"LayerList": "ModuleList", "LayerDict": "ModuleDict"}

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import ModuleInfo, call_site
+from alignment.frameworks import Meaning, ModuleInfo, call_site
 from alignment.trace import GRADIENT_OF, Kind, Record, Trace
 from checkpoints.layouts import KINDS
 from checkpoints.structure import Slot
 
 name = "torch"
 LIBRARY = str(Path(torch.__file__).parent)
+
+meanings: tuple[Meaning, ...] = ()  # torch's names mean what torch means by them
 
 # (layer kind, option by torch's name) -> attribute here. torch is the one that names them, so values need no translation.
 OPTIONS = {

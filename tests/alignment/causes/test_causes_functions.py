@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from runpy import run_path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from alignment.causes.functions import CAUSES, MEANINGS, POINTWISE, pool_heads, softmax
+from alignment.causes.functions import CAUSES, POINTWISE, pool_heads, softmax
 from alignment.causes.suspect import Suspect, Tensor
+from alignment.frameworks import get_framework
 
-SHARED = run_path(str(Path(__file__).with_name("test_causes_values.py")))
-drawn, fake, proved = SHARED["drawn"], SHARED["fake"], SHARED["proved"]
+from .fakes import drawn, fake, proved
 
 X, Y, Z = drawn(3, 6, 8), drawn(3, 6, 8, seed=1), drawn(3, 6, 8, seed=2)
 WEIGHT, BIAS = drawn(8, seed=3), drawn(8, seed=4)
@@ -140,7 +138,7 @@ def test_functions_with_the_references_meaning() -> None:
     split = paddle.split
     suspect = fake(np.concatenate(np.split(X, 2, -1)[::-1], -1), np.concatenate(np.split(X, 4, -1)[::-1], -1))
     # split(4) is meant as parts of the size 4, and gives 4 parts.
-    suspect.scene.experiment.candidate.name = "paddle"
+    suspect.scene.experiment.candidate.meanings = get_framework("paddle").meanings  # type: ignore[misc]
 
     def forced() -> Any:
         return SimpleNamespace(found=paddle.concat(paddle.split(x, 4, -1)[::-1], -1).numpy())
@@ -149,4 +147,4 @@ def test_functions_with_the_references_meaning() -> None:
     suspect.scene.value = lambda trace, _kind, _name: trace.found  # type: ignore[method-assign]
     assert proved(suspect, CAUSES) == ["split-meaning"]
     assert paddle.split is split
-    assert {meaning.cause for meaning in MEANINGS} <= {cause.name for cause in CAUSES}
+    assert {meaning.cause for meaning in get_framework("paddle").meanings} <= {cause.name for cause in CAUSES}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from runpy import run_path
 from typing import Any
 
 import numpy as np
@@ -12,8 +10,7 @@ import pytest
 from alignment.causes.masks import CAUSES, spreads
 from alignment.causes.suspect import Suspect, Tensor
 
-SHARED = run_path(str(Path(__file__).with_name("test_causes_values.py")))
-drawn, fake, proved = SHARED["drawn"], SHARED["fake"], SHARED["proved"]
+from .fakes import drawn, fake, proved
 
 REAL = np.arange(6) < np.array([[6], [4], [2]])  # b n
 HERE = REAL[:, None, :]  # b 1 n
