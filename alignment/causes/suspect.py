@@ -113,7 +113,7 @@ class Suspect:
     def inputs(self) -> list[Array]:
         """What the owner is given in the call at hand: its arguments that are tensors; for the model itself its inputs."""
         if not self.owner:
-            return [np.asarray(value) for value in self.scene.batch.inputs.values()]
+            return [_as_seen(value) for value in self.scene.batch.inputs.values()]
         return [value for label, value in self._records("input") if self._in_this_call(label, self.owner)]
 
     @cached_property

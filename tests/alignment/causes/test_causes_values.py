@@ -14,6 +14,7 @@ from .fakes import drawn, fake, proved
 
 X, Y, Z = drawn(3, 6, 8), drawn(3, 6, 8, seed=1), drawn(3, 6, 8, seed=2)
 SQUARE = drawn(5, 5, 8)
+CUBE = drawn(4, 4, 5, seed=9)
 POSITIONS = drawn(6, 8, seed=3)
 HEADS = X.reshape(3, 6, 2, 4).transpose(0, 2, 1, 3)  # b h n d
 SCORES = drawn(3, 2, 6)  # 2 heads of a width of 8
@@ -45,6 +46,7 @@ FAULTS: dict[str, tuple[str, Suspect]] = {
     ),
     "another scale": ("scale-wrong", fake(SCORES, 0.3 * SCORES, X, record="input", name="softmax")),
     "first axes": ("batch-first", fake(SQUARE, SQUARE.swapaxes(0, 1))),
+    "steps for rows": ("batch-first", fake(CUBE[:, 2], CUBE[2], CUBE)),
     "other axes": ("axes-swapped", fake(SQUARE.transpose(2, 0, 1), SQUARE.transpose(2, 1, 0))),
     "heads read by reshaping": ("sdpa-layout", fake(HEADS, X.reshape(3, 2, 6, 4))),
     "heads joined by reshaping": ("sdpa-layout", fake(X, HEADS.reshape(3, 6, 8))),
