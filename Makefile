@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: check test lint bench docs clean
+.PHONY: check test lint bench mutants docs clean
 
 check: $(READY)  ## build every twin, run the five stages, print the report
 	$(BIN)/align check --all
@@ -19,6 +19,9 @@ lint: $(READY)  ## style, types, import contracts
 
 bench: $(READY)  ## what is timed: prints ratios measured side by side
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+mutants: $(READY)  ## plant every fault on every twin, count what is found, and write the tables of docs/mutants.md
+	$(BIN)/python -m mutants.matrix --write
 
 docs: $(READY)  ## check that every command and link in the documentation is true
 	$(BIN)/pytest -q tests/docs
