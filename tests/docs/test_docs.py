@@ -1,6 +1,6 @@
 """The documentation is true: links resolve, examples run, commands parse, tables are complete, pasted reports hold.
 
-Run as a script, it renews the pasted reports from real runs:
+Run as a script, it renews the tables of causes, and the pasted reports from real runs:
 
     python tests/docs/test_docs.py
 """
@@ -22,13 +22,29 @@ import click
 import orjson
 import pytest
 
-from alignment import AlignmentError, Options, check
+from alignment import AlignmentError, Options, check, explain
+from alignment.causes import (
+    CAUSES,
+    Cause,
+    functions,
+    gradients,
+    initialization,
+    loss,
+    masks,
+    options,
+    structure,
+    updates,
+    values,
+    weights,
+)
 from alignment.cli import align
-from alignment.faults import FAULTS
+from alignment.faults import FAULTS, get_fault
 from alignment.frameworks import reserve_threads
 from alignment.report import TwinResult
 from alignment.twins import DEFAULT_TWIN, TWINS, get_twin, parse_settings
 from alignment.views.json import SCHEMA
+from alignment.views.terminal import SHOWN, SHOWN_ROOTS
+from mutants.gallery import GALLERY
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,14 +55,21 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 PASTED = re.compile(r"<!-- output of: (?P<command>[^\n]+?) -->\n```text\n(?P<text>.*?)```", re.DOTALL)
 NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
-# What stands for something else in a command: `align check --step N`, `[TWIN]`, `NAME=VALUE`, `…`.
-PLACEHOLDER = re.compile(r"…|\.\.\.|\[|\bN\b|\bTWIN\b|\bNAME\b|\bDIR\b")
+# What stands for something else in a command: `align check --step N`, `[TWIN]`, `NAME=VALUE`, `package.module:twin`, `…`.
+PLACEHOLDER = re.compile(r"…|\.\.\.|\[|\bN\b|\bTWIN\b|\bNAME\b|\bDIR\b|\bpackage\.module\b")
 STEP_SCRIPT = re.compile(r"python alignment/(check_step(\d)\.py)(.*)")
-# Options of the benchmarks, which are scripts of their own.
-BENCHMARK_OPTIONS = {
+
+
+def script_options(script: Path) -> set[str]:
+    """The options of a script of its own: a benchmark, or a module of mutants."""
+    return set(re.findall(r'"(--[a-z][a-z-]+)"', script.read_text(encoding="utf-8")))
+
+
+SCRIPT_OPTIONS = {
     option
-    for script in (ROOT / "benchmarks").glob("*.py")
-    for option in re.findall(r'"(--[a-z][a-z-]+)"', script.read_text(encoding="utf-8"))
+    for folder in ("benchmarks", "mutants")
+    for script in (ROOT / folder).glob("*.py")
+    for option in script_options(script)
 }
 
 
@@ -180,6 +203,11 @@ def check_command(command: str, inline: bool) -> None:
         assert set(words[1:]) <= set(targets), f"{command}: make knows {targets}"
     elif words[0] == "python" and words[1].endswith(".py"):
         assert (ROOT / words[1]).is_file(), f"there is no {words[1]}"
+    elif words[:2] == ["python", "-m"]:
+        script = ROOT / (words[2].replace(".", "/") + ".py")
+        assert script.is_file(), f"there is no {words[2]}"
+        unknown = {word for word in words[3:] if word.startswith("--")} - script_options(script)
+        assert not unknown, f"{words[2]} has no {unknown}"
 
 
 def parse(arguments: list[str]) -> None:
@@ -193,8 +221,12 @@ def parse(arguments: list[str]) -> None:
         command = found
         context = command.make_context(name, rest, parent=context)
     given = context.params
+    for fault in given.get("faults") or ():
+        get_fault(fault)
     twin = given.get("twin") or given.get("name")
-    if command.name == "check" or twin or given.get("assignments"):
+    if twin and twin.endswith(".json"):
+        return  # a saved report
+    if command.name in ("check", "explain") or twin or given.get("assignments"):
         parse_settings(get_twin(twin or DEFAULT_TWIN), given.get("assignments") or ())
 
 
@@ -230,7 +262,7 @@ def known_options() -> set[str]:
 @each_page
 def test_options_mentioned_exist(page):
     mentioned = {word for code in CODE.findall(prose(page)) for word in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", code)}
-    assert mentioned <= known_options() | BENCHMARK_OPTIONS
+    assert mentioned <= known_options() | SCRIPT_OPTIONS
 
 
 def test_every_fault_and_twin_is_documented():
@@ -243,12 +275,13 @@ def test_every_fault_and_twin_is_documented():
 
 @each_page
 def test_hyphenated_names_exist(page):
-    """Faults, twins, commands, extras and configuration keys are words with hyphens; nothing else here is."""
+    """Faults, causes, twins, commands, extras and configuration keys are words with hyphens; nothing else here is."""
     mentioned = {code for code in CODE.findall(prose(page)) if re.fullmatch(r"[a-z]+(-[a-z]+)+", code)}
-    options = {option.lstrip("-") for option in known_options()}
+    named = {option.lstrip("-") for option in known_options()}
+    named |= {cause.name for family in CAUSES.values() for cause in family}
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     extras = set(re.findall(r"^([a-z-]+) = \[", project, re.MULTILINE))
-    known = {*FAULTS, *TWINS, *options, *extras, *align.list_commands(click.Context(align)), "lint-imports"}
+    known = {*FAULTS, *TWINS, *GALLERY, *named, *extras, *align.list_commands(click.Context(align)), "lint-imports"}
     assert mentioned <= known
 
 
@@ -273,10 +306,22 @@ def test_tables_of_json_keys_are_complete():
     assert first_column(page, "A twin:") == set(schema["$defs"]["twin"]["properties"])
     tensor = "A tensor, one for each record and name, with the figures of its worst comparison:"
     assert first_column(page, tensor) == set(schema["$defs"]["tensor"]["properties"])
+    (record,) = (line for line in page.read_text().splitlines() if line.startswith("| `record`"))
+    words = record.split("|")[2].replace(";", ",").partition(":")[0]
+    assert {word.strip() for word in words.split(",")} == set(schema["$defs"]["tensor"]["properties"]["record"]["enum"])
+    assert first_column(page, "A finding, one for each cause:") == set(schema["$defs"]["finding"]["properties"])
+    assert first_column(page, "The effect, of the whole twin:") == set(schema["$defs"]["effect"]["properties"])
     row = next(line for line in page.read_text().splitlines() if line.startswith("| `stages`"))
     assert set(CODE.findall(row)) == {"stages", *schema["$defs"]["stage"]["properties"]}
     top = next(line for line in page.read_text().splitlines() if line.startswith("Top level:"))
     assert set(CODE.findall(top)) == set(schema["properties"])
+
+
+def test_no_key_is_listed_twice():
+    tables = re.split(r"\n\n", (ROOT / "docs" / "report.md").read_text(encoding="utf-8"))
+    for table in tables:
+        rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
+        assert len(rows) == len(set(rows)), table
 
 
 def test_configuration_keys_are_complete():
@@ -314,11 +359,71 @@ def test_tables_name_what_is_there():
     assert [name for name in first_column(readme, "## What is where") if not (ROOT / name).is_dir()] == []
 
 
+# --------------------------------------------------------------------------------------------------------------- causes
+
+CAUSES_PAGE = ROOT / "docs" / "causes.md"
+FAMILIES: dict[str, tuple[Cause, ...]] = {
+    "options": tuple(options.CAUSES),
+    "loss": tuple(loss.CAUSES),
+    "masks": tuple(masks.CAUSES),
+    "functions": tuple(functions.CAUSES),
+    "values": tuple(values.CAUSES),
+    "gradients": tuple(gradients.CAUSES),
+    "weights": tuple(weights.CAUSES),
+    "initialization": tuple(initialization.CAUSES),
+    "structure": tuple(structure.CAUSES),
+    "updates": tuple(updates.CAUSES),
+}
+
+
+def causes_table(family: str) -> str:
+    """A row for each distinct (name, summary) of a family, between the marks that say who writes it."""
+    rows: dict[tuple[str, str], str] = {}
+    for cause in FAMILIES[family]:
+        rows.setdefault((cause.name, cause.summary), cause.remedy)
+    lines = [f"| `{name}` | {summary} | {remedy} |" for (name, summary), remedy in rows.items()]
+    table = "\n".join(["| cause | what is wrong | what to change |", "|---|---|---|", *lines])
+    return f"{causes_mark(family)}\n\n{table}\n\n<!-- end of causes -->"
+
+
+def causes_mark(family: str) -> str:
+    return f"<!-- causes of {family}: written by tests/docs/test_docs.py -->"
+
+
+def with_causes(source: str) -> str:
+    """The page of causes with its tables as the code has them."""
+    for family in FAMILIES:
+        pattern = re.escape(causes_mark(family)) + r".*?<!-- end of causes -->"
+        source, count = re.subn(pattern, lambda _: causes_table(family), source, flags=re.DOTALL)  # noqa: B023
+        assert count == 1, f"{CAUSES_PAGE.name} has {count} places for the causes of {family}"
+    return source
+
+
+def test_every_cause_belongs_to_a_family():
+    """The tables are made from the families, what is tried from CAUSES: neither may have what the other has not."""
+    tried = {id(cause) for causes in CAUSES.values() for cause in causes}
+    assert tried == {id(cause) for causes in FAMILIES.values() for cause in causes}
+
+
+def test_tables_of_causes_are_current():
+    source = CAUSES_PAGE.read_text(encoding="utf-8")
+    assert source == with_causes(source), "renew the tables with python tests/docs/test_docs.py"
+
+
+def test_the_matrix_finds_its_places():
+    """`make mutants` writes between these marks."""
+    source = (ROOT / "docs" / "mutants.md").read_text(encoding="utf-8")
+    marks = [f"<!-- {name}: written by make mutants -->" for name in ("tables", "missed")]
+    for mark, end in zip(marks, ("<!-- end of tables -->", "<!-- end of missed -->"), strict=True):
+        assert (source.count(mark), source.count(end)) == (1, 1)
+        assert source.index(mark) < source.index(end)
+
+
 # ------------------------------------------------------------------------------------------------------- pasted reports
 
 SMALL: dict[str, dict[str, Any]] = {
     "fast-transformer-classifier": {
-        "num_tokens": 40, "depth": 1, "dim": 16, "heads": 2, "dim_head": 8, "max_seq_len": 12, "ff_mult": 2,
+        "num_tokens": 40, "depth": 2, "dim": 16, "heads": 2, "dim_head": 8, "max_seq_len": 12, "ff_mult": 2,
     },
 }  # fmt: skip
 
@@ -331,17 +436,20 @@ def pasted() -> dict[str, list[Path]]:
     return found
 
 
-def options_of(command: str) -> tuple[str, Options]:
-    """The twin of a pasted command, and its options with small sizes."""
-    given = align.get_command(click.Context(align), "check").make_context("check", shlex.split(command)[2:]).params  # type: ignore[union-attr]
+def run_small(command: str) -> TwinResult:
+    """What a pasted command finds with small sizes."""
+    name, *arguments = shlex.split(command)[1:]
+    given = align.get_command(click.Context(align), name).make_context(name, arguments).params  # type: ignore[union-attr]
     twin = given["twin"] or DEFAULT_TWIN
-    steps = tuple(given["steps"]) or (1, 2, 3, 4, 5)
-    return twin, Options(steps, SMALL[twin], "fake", batch_size=3, length=8, faults=given["faults"])
+    steps = tuple(given.get("steps") or (1, 2, 3, 4, 5))
+    asked = Options(steps, SMALL[twin], "fake", batch_size=3, length=8, faults=given["faults"])
+    (result,) = (explain if name == "explain" else check)(twin, asked).twins
+    return result
 
 
 @pytest.mark.parametrize("command", pasted())
 def test_pasted_reports_hold(command, monkeypatch):
-    """Verdicts and the root divergence are those of a run with small sizes, and the same on every page."""
+    """Verdicts, roots and findings are those of a run with small sizes, and the same on every page."""
     monkeypatch.chdir(ROOT / "docs")
     texts = {
         m["text"]
@@ -351,14 +459,33 @@ def test_pasted_reports_hold(command, monkeypatch):
     }
     assert len(texts) == 1, "the same command shows different reports; renew them with python tests/docs/test_docs.py"
     (text,) = texts
-    twin, options = options_of(command)
-    (result,) = check(twin, options).twins
+    result = run_small(command)
     assert shown(text) == expected(result)
-    root = result.root
-    assert ("ROOT" in text) == (root is not None)
-    if root is not None:
-        flat = re.sub(r"\s", "", text)
-        assert f"ROOT{root[1].name[:20]}" in flat
+    roots = [tensor for stage in result.stages for tensor in [t for t in stage.tensors if t.root][:SHOWN]]
+    assert text.count("ROOT") == len(roots)
+    for tensor in roots:
+        assert f"ROOT{tensor.name[:20]}" in flat(text)
+    assert shown_findings(text) == [
+        (finding.cause or "unexplained", named_roots(finding.roots), finding.side) for finding in result.findings
+    ]
+    assert ("effect on training" in text) == (result.effect is not None)
+
+
+def flat(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+def shown_findings(text: str) -> list[tuple[str, str, str]]:
+    """(cause, roots without spaces, side) of each finding of a pasted report."""
+    found = re.findall(
+        r"finding(?: \d+ of \d+)?: (\S+)\n.*?^ +root +(.*?)^ +side +(\w+):", text, re.DOTALL | re.MULTILINE
+    )
+    return [(cause, flat(roots), side) for cause, roots, side in found]
+
+
+def named_roots(roots: tuple[str, ...]) -> str:
+    more = f" and {len(roots) - SHOWN_ROOTS} more" if len(roots) > SHOWN_ROOTS else ""
+    return flat(", ".join(roots[:SHOWN_ROOTS]) + more)
 
 
 def shown(text: str) -> list[tuple[int, str]]:
@@ -370,7 +497,8 @@ def expected(result: TwinResult) -> list[tuple[int, str]]:
 
 
 def renew() -> None:
-    """Run every pasted command and put its output in place."""
+    """Write the tables of causes, run every pasted command and put its output in place."""
+    CAUSES_PAGE.write_text(with_causes(CAUSES_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     align_program = Path(sys.executable).with_name("align")
     environment = {**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1"}
     for command, pages in pasted().items():
@@ -379,7 +507,7 @@ def renew() -> None:
             [align_program, *shlex.split(command)[1:]],
             capture_output=True,
             text=True,
-            cwd=ROOT / "docs",
+            cwd=ROOT,  # so that lines of source are named from here
             env=environment,
             check=False,
         )
