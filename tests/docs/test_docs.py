@@ -54,6 +54,7 @@ FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=inde
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 PASTED = re.compile(r"<!-- output of: (?P<command>[^\n]+?) -->\n```text\n(?P<text>.*?)```", re.DOTALL)
+EXCERPT = re.compile(r"<!-- from the output of: (?P<command>[^\n]+?) -->\n```text\n(?P<text>.*?)```", re.DOTALL)
 NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
 # What stands for something else in a command: `align check --step N`, `[TWIN]`, `NAME=VALUE`, `package.module:twin`, `…`.
 PLACEHOLDER = re.compile(r"…|\.\.\.|\[|\bN\b|\bTWIN\b|\bNAME\b|\bDIR\b|\bpackage\.module\b")
@@ -469,6 +470,18 @@ def test_pasted_reports_hold(command, monkeypatch):
         (finding.cause or "unexplained", named_roots(finding.roots), finding.side) for finding in result.findings
     ]
     assert ("effect on training" in text) == (result.effect is not None)
+
+
+def test_excerpts_are_of_pasted_reports():
+    outputs = {
+        m["command"]: m["text"].splitlines()
+        for page in PAGES
+        for m in PASTED.finditer(page.read_text(encoding="utf-8"))
+    }
+    for page in PAGES:
+        for match in EXCERPT.finditer(page.read_text(encoding="utf-8")):
+            lacking = [line for line in match["text"].splitlines() if line not in outputs[match["command"]]]
+            assert not lacking, f"{page.name} shows lines that the pasted report has not: {lacking}"
 
 
 def flat(text: str) -> str:
