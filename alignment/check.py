@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from alignment.experiment import Experiment, Options, prepare
+from alignment.fullsize import FULL_SIZE, make_probe
 from alignment.localise import Scene, localise
-from alignment.report import Report, TwinResult
+from alignment.report import Report, StageResult, TwinResult
 from alignment.reprod import write_reprod_logs
 from alignment.stages import run_stages
 from alignment.twins import DEFAULT_TWIN, Twin, get_twin
@@ -24,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Checked:
-    """A check that has run, with what an explanation needs: the live sides, and the scenes of its root divergences."""
+    """A check that has run, with what an explanation needs: the sides as they were probed, and the scenes of its roots."""
 
     report: Report
     experiment: Experiment
@@ -58,7 +59,8 @@ def run_check(
     start = time.perf_counter()
     twin = get_twin(twin) if isinstance(twin, str) else twin
     experiment = prepare(twin, options)
-    total = len(experiment.weights) * len(experiment.batches)
+    probe = make_probe(experiment)
+    total = len(probe.weights) * len(probe.batches) + (probe is not experiment)
     done = 0
 
     def advance() -> None:
@@ -67,12 +69,25 @@ def run_check(
         if progress is not None:
             progress(done, total)
 
-    stages, scenes = localise(experiment, run_stages(experiment, advance))
-    notes = experiment.notes
+    stages, scenes = localise(probe, run_stages(experiment, advance, probe))
+    notes = probe.notes
     if reprod_log is not None and experiment.layout is None:
         notes = (*notes, "no reprod_log files: the candidate can't be given the reference's weights")
     elif reprod_log is not None:
         write_reprod_logs(experiment, reprod_log)
+    report = report_of(experiment, probe, stages, time.perf_counter() - start, notes)
+    return Checked(report, probe, scenes)
+
+
+def report_of(
+    experiment: Experiment,
+    probe: Experiment,
+    stages: tuple[StageResult, ...],
+    seconds: float,
+    notes: tuple[str, ...] = (),
+) -> Report:
+    """The report of a check that ran its models as `probe` says."""
+    twin, options = experiment.twin, experiment.options
     result = TwinResult(
         twin=twin.name,
         reference=f"{twin.reference.framework} {twin.reference.target}",
@@ -80,12 +95,12 @@ def run_check(
         stages=stages,
         settings=experiment.settings,
         weights=tuple(experiment.weights),
-        batches=tuple(batch.name for batch in experiment.batches),
+        batches=(*(batch.name for batch in probe.batches), *(() if probe is experiment else (FULL_SIZE,))),
         data=experiment.data,
         seed=options.seed,
         faults=tuple(fault.name for fault in experiment.faults),
         notes=notes,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         options={
             "steps": list(options.steps),
             "settings": dict(options.settings),
@@ -97,7 +112,7 @@ def run_check(
         },
     )
     versions = _versions() | experiment.reference.versions() | experiment.candidate.versions()
-    return Checked(Report((result,), versions), experiment, scenes)
+    return Report((result,), versions)
 
 
 def merge_reports(reports: Sequence[Report]) -> Report:

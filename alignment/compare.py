@@ -298,7 +298,7 @@ def _measure(pair: Pair, tolerance: Tolerance) -> Comparison:
         noise32=max(_rms(error) for error in errors),
         # Two units in the last place of the tensor's own size: a few correctly rounded operations may differ by that.
         floor32=EPS32 * (2.0 * _rms(truth) + tolerance.floor_ulps * pair.scale32),
-        sequential=_sequential(pair.summands),
+        sequential=sequential(pair.summands),
         worst_index32=_worst(error),
         largest32=(float(error.max()), noise_max, EPS32 * (2.0 * size + tolerance.floor_ulps * pair.scale32)),
     )
@@ -449,7 +449,7 @@ def _semantics_reason(
     )
 
 
-def _sequential(summands: int) -> float:
+def sequential(summands: int) -> float:
     """How much larger the rounding of a sequential sum of `summands` terms may be than that of a pairwise one.
 
     Rounding of a sequential float32 sum grows like the square root of its length, that of a blocked or pairwise one hardly

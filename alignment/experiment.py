@@ -18,7 +18,7 @@ from alignment.faults import Fault, get_fault
 from alignment.frameworks import Framework, get_framework, reserve_threads
 from alignment.inputs import make_batches
 from alignment.sizes import read_sizes
-from alignment.trace import Trace
+from alignment.trace import Record, Trace
 from alignment.twins import Side, Twin
 from checkpoints import CheckpointError, Layout, Slot
 from fake_data import Batch
@@ -84,6 +84,14 @@ class Case:
     noise: tuple[Trace, ...]
 
 
+@dataclass
+class Model:
+    """A model that is used again. user: who loaded its weights last."""
+
+    module: Any
+    user: object = None
+
+
 @dataclass(frozen=True)
 class Experiment:
     """Everything the stages work on.
@@ -108,6 +116,8 @@ class Experiment:
     data: str
     faults: tuple[Fault, ...]
     notes: tuple[str, ...]
+    threads: int
+    models: dict[tuple[str, str], Model] = field(default_factory=dict, repr=False, compare=False)
 
     def build(self, side: str, seed: int = 0) -> Any:
         """A new model of one side, ``"reference"`` or ``"candidate"``, without faults."""
@@ -139,19 +149,29 @@ class Experiment:
                 state = changed
         return state
 
-    def model(self, side: str, dtype: str) -> Any:
-        """A new model of one side in `dtype`, the candidate with the planted faults that change a model itself."""
-        framework, _ = self.side(side)
-        model = self.build(side)
-        if dtype != "float32":
-            model = framework.cast(model, dtype)
-        if side == "candidate":
-            plant(self, model)
-        return model
+    def use_threads(self) -> None:
+        """Let both frameworks use as many CPU threads as this experiment's runs gain by."""
+        for framework in (self.reference, self.candidate):
+            framework.set_threads(self.threads)
+
+    def model(self, side: str, dtype: str) -> Model:
+        """The model of one side in `dtype`, the candidate with the planted faults that change a model itself.
+
+        It is built once. Whoever uses it loads its weights first, and again where another has used it since (`user`).
+        """
+        if (side, dtype) not in self.models:
+            framework, _ = self.side(side)
+            model = self.build(side)
+            if dtype != "float32":
+                model = framework.cast(model, dtype)
+            if side == "candidate":
+                plant(self, model)
+            self.models[side, dtype] = Model(model)
+        return self.models[side, dtype]
 
     def cases(self, backward: bool, progress: Callable[[], None]) -> Iterator[Case]:
         """Run both sides on every batch with every set of weights, one case at a time."""
-        models = {(side, dtype): self.model(side, dtype) for side in SIDES for dtype in ("float32", "float64")}
+        models = {(side, dtype): self._used(side, dtype) for side in SIDES for dtype in ("float32", "float64")}
         for name, state in self.weights.items():
             given = self.candidate_state(state)
             for (side, _), model in models.items():
@@ -161,8 +181,9 @@ class Experiment:
                 traces = {key: self.run(key[0], model, batch, backward) for key, model in models.items()}
                 noise = []
                 for weights in moved:
-                    self.reference.load_state(self.reference_model, weights)
-                    noise.append(self.run("reference", self.reference_model, batch, backward))
+                    self.reference.load_state(models["reference", "float32"], weights)
+                    noise.append(self.run("reference", models["reference", "float32"], batch, backward))
+                self.reference.load_state(models["reference", "float32"], state)
                 yield Case(
                     name,
                     batch,
@@ -173,6 +194,11 @@ class Experiment:
                     tuple(noise),
                 )
                 progress()
+
+    def _used(self, side: str, dtype: str) -> Any:
+        model = self.model(side, dtype)
+        model.user = None
+        return model.module
 
     def moved(self, weights: str, count: int) -> list[State]:
         """Sets of weights whose values differ from those called `weights` by one unit in the last place."""
@@ -188,6 +214,8 @@ class Experiment:
         backward: bool,
         detail: bool = False,
         forced: Trace | None = None,
+        lean: bool = False,
+        sink: Callable[[Record], None] | None = None,
     ) -> Trace:
         """One run of a model of one side, its modules called by the reference's names (those of `forced`, too).
 
@@ -204,9 +232,11 @@ class Experiment:
                 batch.targets,
                 loss=self.twin.loss,
                 backward=backward,
-                learning_rate=LEARNING_RATE if backward and not detail and forced is None else None,
+                learning_rate=LEARNING_RATE if backward and not (detail or lean or forced) else None,
                 detail=detail,
                 forced=forced,
+                lean=lean,
+                sink=sink,
             )
         except (Exception, SystemExit) as error:  # a user's model may raise anything: say where, and never pass
             raise AlignmentError(
@@ -252,13 +282,7 @@ def prepare(twin: Twin, options: Options) -> Experiment:
     layout: Layout | None = None
     mismatch: tuple[str, ...] = ()
     try:
-        layout = checkpoints.plan(
-            reference.slots(reference_model),
-            candidate.slots(candidate_model),
-            reference.name,
-            candidate.name,
-            twin.names,
-        )
+        layout = _plan(reference, candidate, reference_model, candidate_model, twin)
     except CheckpointError as error:
         mismatch = tuple(line.strip() for line in str(error).splitlines())
     experiment = Experiment(
@@ -277,11 +301,23 @@ def prepare(twin: Twin, options: Options) -> Experiment:
         chosen.source,
         faults,
         chosen.notes,
+        threads,
     )
     for fault in faults:
         if fault.plant is not None and not fault.plant(candidate, experiment.build("candidate"), twin):
             raise _nothing_to_hit(fault, twin)
     return replace(experiment, weights=_weight_sets(experiment, given))
+
+
+def plan_layout(experiment: Experiment, reference_model: Any, candidate_model: Any) -> Layout:
+    """How these two models' tensors correspond."""
+    return _plan(experiment.reference, experiment.candidate, reference_model, candidate_model, experiment.twin)
+
+
+def _plan(reference: Framework, candidate: Framework, reference_model: Any, candidate_model: Any, twin: Twin) -> Layout:
+    return checkpoints.plan(
+        reference.slots(reference_model), candidate.slots(candidate_model), reference.name, candidate.name, twin.names
+    )
 
 
 def plant(experiment: Experiment, model: Any) -> None:
@@ -303,8 +339,12 @@ def _build(framework: Framework, side: Side, settings: Mapping[str, Any], seed: 
 def _threads(slots: tuple[Slot, ...], batches: tuple[Batch, ...]) -> int:
     """One thread for a small run, all that are reserved for a large one."""
     tokens = max(next(iter(batch.inputs.values())).size for batch in batches)
-    weights = sum(math.prod(slot.shape) for slot in slots if len(slot.shape) > 1 and slot.kind != "Embedding")
-    return 1 if tokens * weights < SMALL_RUN else reserve_threads()
+    return 1 if tokens * matrix_elements(slots) < SMALL_RUN else reserve_threads()
+
+
+def matrix_elements(slots: tuple[Slot, ...]) -> int:
+    """Elements of all matrices that are multiplied with: multiplications for each token of a forward pass."""
+    return sum(math.prod(slot.shape) for slot in slots if len(slot.shape) > 1 and slot.kind != "Embedding")
 
 
 def _listed(settings: Mapping[str, Any]) -> str:

@@ -203,7 +203,8 @@ def _effect(experiment: Experiment) -> Effect | None:
         if (batch := usable[step % len(usable)]).targets is not None
     ]
     name, state = next(iter(experiment.weights.items()))
-    model, candidate = experiment.reference_model, experiment.model("candidate", "float32")
+    held = experiment.model("candidate", "float32")
+    held.user, model, candidate = None, experiment.reference_model, held.module
     experiment.candidate.load_state(candidate, experiment.candidate_state(state))
     reference_losses = []
     try:

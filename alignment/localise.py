@@ -60,17 +60,16 @@ class Scene:
         self.state = experiment.weights[weights]
         self.moves = {move.source: move for move in experiment.layout.moves}
         self.backward = 5 in experiment.options.steps and batch.targets is not None
-        self._models: dict[tuple[str, str], Any] = {}
 
     # ------------------------------------------------------------------------------------------------------------ runs
 
     def model(self, side: str, dtype: str | None = None) -> Any:
         """This scene's model of a side, with the faults planted and the right weights."""
-        key = (side, dtype or self.dtype)
-        if key not in self._models:
-            self._models[key] = self.experiment.model(*key)
-            self.load(side, self._models[key], self.state)
-        return self._models[key]
+        model = self.experiment.model(side, dtype or self.dtype)
+        if model.user is not self:
+            self.load(side, model.module, self.state)
+            model.user = self
+        return model.module
 
     def load(self, side: str, model: Any, state: State) -> None:
         """Give a model of one side weights in the reference's names and layout."""
@@ -307,7 +306,7 @@ def _scenes(experiment: Experiment, stages: tuple[StageResult, ...]) -> Iterable
     batches = {batch.name: batch for batch in experiment.batches}
     left = [t for stage in stages for t in stage.tensors if t.diverging and t.record in _RUN and not t.root]
     for _ in range(MOST_SCENES):
-        cases = Counter(case for tensor in left for case in tensor.diverging)
+        cases = Counter(case for tensor in left for case in tensor.diverging if case.rpartition("/")[2] in batches)
         if not cases:
             return
         case = cases.most_common(1)[0][0]

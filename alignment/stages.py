@@ -19,6 +19,7 @@ from alignment.correspondence import rename
 from alignment.errors import AlignmentError
 from alignment.experiment import LEARNING_RATE, Case, Experiment
 from alignment.frameworks import ModuleInfo
+from alignment.fullsize import FULL_SIZE, Shares, judge_full_size
 from alignment.initializers import FALSE_ALARM_RATE, compare_initializers
 from alignment.metrics import classification_metrics
 from alignment.report import StageResult, TensorResult
@@ -45,14 +46,14 @@ class Stage:
     inspect: Callable[[Experiment], StageResult] | None = None
 
 
-def run_stages(experiment: Experiment, progress: Progress) -> tuple[StageResult, ...]:
-    """The stages asked for, in order."""
+def run_stages(experiment: Experiment, progress: Progress, probe: Experiment | None = None) -> tuple[StageResult, ...]:
+    """The stages asked for, in order. probe: where the models are run in float64, if not as `experiment` says."""
     wanted = [stage for stage in STAGES if stage.step in experiment.options.steps]
     results = [stage.inspect(experiment) for stage in wanted if stage.inspect is not None]
     running = [stage for stage in wanted if stage.records]
     if running:
         try:
-            judged, reason = _judged(experiment, running, progress), ""
+            judged, reason = _judged(experiment, probe or experiment, running, progress), ""
         except (AlignmentError, CheckpointError) as error:
             # What was found before stands; without such a finding the error is the result.
             if overall(result.verdict for result in results) != "diverged":
@@ -64,10 +65,21 @@ def run_stages(experiment: Experiment, progress: Progress) -> tuple[StageResult,
     return tuple(results)
 
 
-def _judged(experiment: Experiment, stages: list[Stage], progress: Progress) -> list[TensorResult]:
+def _judged(experiment: Experiment, probe: Experiment, stages: list[Stage], progress: Progress) -> list[TensorResult]:
     if experiment.layout is None:
         raise AlignmentError(_no_weights(experiment).reason)
-    return judge_cases(experiment, any("gradient" in stage.records for stage in stages), progress)
+    backward = any("gradient" in stage.records for stage in stages)
+    if probe is experiment:
+        return judge_cases(experiment, backward, progress)
+    shares = Shares()
+    probe.use_threads()
+    judged = judge_cases(probe, backward, progress, shares.observe)
+    name = next(iter(experiment.weights))
+    experiment.use_threads()
+    full = [_result(*found, name, FULL_SIZE) for found in judge_full_size(experiment, shares, backward)]
+    probe.use_threads()
+    progress()
+    return merge([*judged, *full])
 
 
 def _unused_note(tensors: tuple[TensorResult, ...]) -> tuple[str, ...]:
@@ -303,11 +315,14 @@ class _Measured:
     batch: str
 
 
-def judge_cases(experiment: Experiment, backward: bool, progress: Progress) -> list[TensorResult]:
+def judge_cases(
+    experiment: Experiment, backward: bool, progress: Progress, observe: Callable[[Case], None] = lambda _case: None
+) -> list[TensorResult]:
     """Compare every record of every case; one result a tensor, its worst, in order of dependency."""
     groups: dict[tuple[str, str | None, str | None, str], list[_Measured]] = {}
     metrics: list[TensorResult] = []
     for case in experiment.cases(backward, progress):
+        observe(case)
         found = [*_judge_activations(experiment, case), *_judge_loss(experiment, case)]
         if backward:
             found += _judge_gradients(experiment, case)

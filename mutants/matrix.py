@@ -302,7 +302,7 @@ def run(todo: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Any]:
     from rich.progress import track
 
     todo = list(todo)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=50) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(function, *arguments) for function, *arguments in todo]
         for future in track(as_completed(futures), total=len(futures), description="planting"):
             yield future.result()

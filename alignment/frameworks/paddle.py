@@ -261,30 +261,43 @@ def run(
     learning_rate: float | None = None,
     detail: bool = False,
     forced: Trace | None = None,
+    lean: bool = False,
+    sink: Callable[[Record], None] | None = None,
 ) -> Trace:
     """One recorded run; see `alignment.frameworks.Framework`."""
     parameters = dict(model.named_parameters())
     _clear_gradients(parameters)
     dtype = _dtype(next(iter(parameters.values())))
-    recorder = _Recorder(model, detail, forced)
-    records = recorder.records
+    recorder = _Recorder(model, detail, forced, lean, sink)
+    array = recorder.array
     with recorder, contextlib.nullcontext() if backward else paddle.no_grad():
         logits, value = _forward(model, [_tensor(array) for array in inputs.values()], targets, loss)
-    records.append(Record("logits", "logits", to_numpy(logits)))
+    if lean and sink is None and recorder.overwritten():
+        return run(
+            model,
+            inputs,
+            targets,
+            loss=loss,
+            backward=backward,
+            learning_rate=learning_rate,
+            detail=detail,
+            forced=forced,
+        )
+    recorder.keep(Record("logits", "logits", array(logits)))
     if value is not None:
-        records.append(Record("loss", "loss", to_numpy(value)))
-        if loss == "model":
-            records.append(Record("logits", "logits without targets", _without_targets(model, inputs)))
+        recorder.keep(Record("loss", "loss", array(value)))
+        if loss == "model" and not lean:
+            recorder.keep(Record("logits", "logits without targets", _without_targets(model, inputs)))
     if backward and value is not None:
         logits.retain_grads()
         recorder.backward(value)
-        records.append(_gradient("logits", logits))
-        records += [_gradient(full, parameter) for full, parameter in parameters.items()]
+        for full, tensor in {"logits": logits, **parameters}.items():
+            recorder.keep(Record("gradient", full, None if tensor.grad is None else array(tensor.grad)))
         if learning_rate is not None:
-            records += _adam_step(parameters, learning_rate)
-            records += _statistics_step(model, inputs)
+            for record in (*_adam_step(parameters, learning_rate), *_statistics_step(model, inputs)):
+                recorder.keep(record)
         _clear_gradients(parameters)
-    return Trace(name, dtype, tuple(records), recorder.sites)
+    return Trace(name, dtype, tuple(recorder.records), recorder.sites)
 
 
 def train(
@@ -336,13 +349,18 @@ def _without_targets(model: Any, inputs: Mapping[str, NDArray]) -> NDArray:
     return to_numpy(model(*(_tensor(array) for array in inputs.values())))
 
 
+Sink = Callable[[Record], None] | None
+
+
 class _Recorder:
     """Hooks on every layer: they record what comes out, in detail also what goes in, and may put given values there."""
 
-    def __init__(self, model: Any, detail: bool, forced: Trace | None) -> None:
+    def __init__(self, model: Any, detail: bool, forced: Trace | None, lean: bool, sink: Sink) -> None:
         self.records: list[Record] = []
         self.sites: dict[str, str] = {}
         self._detail, self._forced = detail or forced is not None, forced
+        self._lean, self.keep = lean, sink or self.records.append
+        self._shared: list[tuple[Any, int]] = []
         self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
         # Forced runs: what was computed, with the gradient it is given; and the tensors that took its place.
@@ -373,7 +391,21 @@ class _Recorder:
         tensors, gradients = [end for end, _ in ends.values()], [gradient for _, gradient in ends.values()]
         paddle.autograd.backward([value.sum(), *tensors], [None, *gradients])
         for kind, label, leaf in reversed(self._leaves):
-            self.records.append(Record(kind, label, None if leaf.grad is None else to_numpy(leaf.grad)))
+            self.keep(Record(kind, label, None if leaf.grad is None else to_numpy(leaf.grad)))
+
+    def array(self, tensor: Any) -> NDArray:
+        """The tensor's values: a copy, or in a lean run its own memory."""
+        if not self._lean or not tensor.place.is_cpu_place() or tensor.dtype == paddle.bfloat16:
+            return to_numpy(tensor)
+        tensor = tensor.detach()
+        if not hasattr(tensor, "__dlpack_device__"):  # before Paddle 3.0
+            return to_numpy(tensor)
+        self._shared.append((tensor, tensor.inplace_version))
+        return np.from_dlpack(tensor)
+
+    def overwritten(self) -> bool:
+        """Was any of the memory that was given out written into since?"""
+        return any(tensor.inplace_version != version for tensor, version in self._shared)
 
     def _enter(self, path: str, _layer: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         label = self._label(path, self._calls.get(path, 0) + 1)
@@ -399,7 +431,7 @@ class _Recorder:
     def _pass(self, kind: Kind, label: str, tensor: Any) -> Any:
         if not isinstance(tensor, paddle.Tensor):
             return tensor
-        self.records.append(Record(kind, label, to_numpy(tensor)))
+        self.keep(Record(kind, label, self.array(tensor)))
         if not self._detail:
             return tensor
         if self._forced is not None:
@@ -409,7 +441,7 @@ class _Recorder:
             tensor = paddle.assign(tensor)
 
             def record(gradient: Any) -> None:
-                self.records.append(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))
+                self.keep(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))
 
             tensor.register_hook(record)
         return tensor
@@ -428,10 +460,6 @@ class _Recorder:
         leaf.stop_gradient = False
         self._leaves.append((GRADIENT_OF[kind], label, leaf))
         return paddle.assign(leaf)  # a layer may write into what it is given, and a leaf must not be written into
-
-
-def _gradient(label: str, tensor: Any) -> Record:
-    return Record("gradient", label, None if tensor.grad is None else to_numpy(tensor.grad))
 
 
 def _adam_step(parameters: dict[str, Any], learning_rate: float) -> list[Record]:
@@ -551,7 +579,7 @@ def replace_input(model: Any, path: str, position: int, replace: Callable[[NDArr
 
 def to_numpy(tensor: Any) -> NDArray:
     """A copy on the host; bfloat16 stays bfloat16, bit for bit (as ml_dtypes.bfloat16)."""
-    array = np.array(tensor.detach().numpy())
+    array = np.asarray(tensor.detach().numpy())  # which is a copy
     if tensor.dtype == paddle.bfloat16:
         return array.view(ml_dtypes.bfloat16)
     return array

@@ -144,30 +144,43 @@ def run(
     learning_rate: float | None = None,
     detail: bool = False,
     forced: Trace | None = None,
+    lean: bool = False,
+    sink: Callable[[Record], None] | None = None,
 ) -> Trace:
     """One recorded run; see `alignment.frameworks.Framework`."""
     model.zero_grad(set_to_none=True)
     parameters = dict(model.named_parameters())
     dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
-    recorder = _Recorder(model, detail, forced)
-    records = recorder.records
+    recorder = _Recorder(model, detail, forced, lean, sink)
+    array = recorder.array
     with recorder, torch.set_grad_enabled(backward):
         logits, value = _forward(model, _on_device(model, inputs.values()), _labels(model, targets), loss)
-    records.append(Record("logits", "logits", to_numpy(logits)))
+    if lean and sink is None and recorder.overwritten():
+        return run(
+            model,
+            inputs,
+            targets,
+            loss=loss,
+            backward=backward,
+            learning_rate=learning_rate,
+            detail=detail,
+            forced=forced,
+        )
+    recorder.keep(Record("logits", "logits", array(logits)))
     if value is not None:
-        records.append(Record("loss", "loss", to_numpy(value)))
-        if loss == "model":
-            records.append(Record("logits", "logits without targets", _without_targets(model, inputs)))
+        recorder.keep(Record("loss", "loss", array(value)))
+        if loss == "model" and not lean:
+            recorder.keep(Record("logits", "logits without targets", _without_targets(model, inputs)))
     if backward and value is not None:
         logits.retain_grad()
         recorder.backward(value)
-        records.append(_gradient("logits", logits))
-        records += [_gradient(full, parameter) for full, parameter in parameters.items()]
+        for full, tensor in {"logits": logits, **parameters}.items():
+            recorder.keep(Record("gradient", full, None if tensor.grad is None else array(tensor.grad)))
         if learning_rate is not None:
-            records += _adam_step(parameters, learning_rate)
-            records += _statistics_step(model, inputs)
+            for record in (*_adam_step(parameters, learning_rate), *_statistics_step(model, inputs)):
+                recorder.keep(record)
         model.zero_grad(set_to_none=True)
-    return Trace(name, dtype, tuple(records), recorder.sites)
+    return Trace(name, dtype, tuple(recorder.records), recorder.sites)
 
 
 def train(
@@ -223,13 +236,18 @@ def _without_targets(model: nn.Module, inputs: Mapping[str, NDArray]) -> NDArray
     return to_numpy(model(*_on_device(model, inputs.values())))
 
 
+Sink = Callable[[Record], None] | None
+
+
 class _Recorder:
     """Hooks on every module: they record what comes out, in detail also what goes in, and may put given values there."""
 
-    def __init__(self, model: nn.Module, detail: bool, forced: Trace | None) -> None:
+    def __init__(self, model: nn.Module, detail: bool, forced: Trace | None, lean: bool, sink: Sink) -> None:
         self.records: list[Record] = []
         self.sites: dict[str, str] = {}
         self._detail, self._forced = detail or forced is not None, forced
+        self._lean, self.keep = lean, sink or self.records.append
+        self._shared: list[tuple[Any, int]] = []
         self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
         # Forced runs: what was computed, with the gradient it is given; and the tensors that took its place.
@@ -257,7 +275,19 @@ class _Recorder:
             gradients.append(gradient)
         torch.autograd.backward(ends, gradients)
         for kind, label, leaf in reversed(self._leaves):
-            self.records.append(Record(kind, label, None if leaf.grad is None else to_numpy(leaf.grad)))
+            self.keep(Record(kind, label, None if leaf.grad is None else to_numpy(leaf.grad)))
+
+    def array(self, tensor: torch.Tensor) -> NDArray:
+        """The tensor's values: a copy, or in a lean run its own memory."""
+        if not self._lean or tensor.device.type != "cpu" or tensor.dtype == torch.bfloat16:
+            return to_numpy(tensor)
+        tensor = tensor.detach()
+        self._shared.append((tensor, tensor._version))
+        return tensor.numpy()
+
+    def overwritten(self) -> bool:
+        """Was any of the memory that was given out written into since?"""
+        return any(tensor._version != version for tensor, version in self._shared)
 
     def _enter(self, path: str, _module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         label = self._label(path, self._calls.get(path, 0) + 1)
@@ -283,7 +313,7 @@ class _Recorder:
     def _pass(self, kind: Kind, label: str, tensor: Any) -> Any:
         if not isinstance(tensor, torch.Tensor):
             return tensor
-        self.records.append(Record(kind, label, to_numpy(tensor)))
+        self.keep(Record(kind, label, self.array(tensor)))
         if not self._detail:
             return tensor
         if self._forced is not None:
@@ -293,7 +323,7 @@ class _Recorder:
             tensor = tensor.clone()
 
             def record(gradient: torch.Tensor) -> None:
-                self.records.append(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))
+                self.keep(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))
 
             tensor.register_hook(record)  # type: ignore[no-untyped-call, unused-ignore]
         return tensor
@@ -311,10 +341,6 @@ class _Recorder:
             return leaf
         self._leaves.append((GRADIENT_OF[kind], label, leaf.requires_grad_()))
         return leaf.clone()  # a module may write into what it is given, and a leaf must not be written into
-
-
-def _gradient(label: str, tensor: torch.Tensor) -> Record:
-    return Record("gradient", label, None if tensor.grad is None else to_numpy(tensor.grad))
 
 
 def _adam_step(parameters: dict[str, nn.Parameter], learning_rate: float) -> list[Record]:

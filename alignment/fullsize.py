@@ -1,0 +1,221 @@
+"""Large runs: float64 and random weights on a small probe, and the batch that was asked for once in float32.
+
+What two models compute does not depend on how many rows they are given, so the semantics question is asked on a few rows
+and tokens with a small vocabulary. The batch itself runs once on each side, as in training; what rounding may do there is
+measured on the probe. So a check of a large batch takes little longer than running both sides once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignment.compare import EPS32, Comparison, Tolerance, sequential
+from alignment.correspondence import rename
+from alignment.experiment import Case, Experiment, matrix_elements, plan_layout
+from alignment.inputs import make_batches
+from alignment.trace import Record
+from checkpoints import undo
+from fake_data import Batch
+
+# Multiplications of a forward pass from which the probe is made smaller than the batch; seconds on one core.
+LARGE_RUN = 4e9
+PROBE_ROWS = 2
+PROBE_LENGTH = 16
+PROBE_VOCABULARY = 512
+# Elements compared at a time: what a core's cache holds of both sides.
+BLOCK = 1 << 16
+
+FULL_SIZE = "full-size"
+
+
+def make_probe(experiment: Experiment) -> Experiment:
+    """The experiment itself where its runs are small; else the same with few rows and tokens, and the words cut to a few."""
+    tokens = max(next(iter(batch.inputs.values())).size for batch in experiment.batches)
+    slots = experiment.reference.slots(experiment.reference_model)
+    if tokens * matrix_elements(slots) < LARGE_RUN or experiment.layout is None:
+        return experiment
+    twin, options, settings = experiment.twin, experiment.options, dict(experiment.settings)
+    if twin.vocabulary is not None:
+        settings[twin.vocabulary] = min(settings[twin.vocabulary], PROBE_VOCABULARY)
+    longest = twin.inputs(settings).max_length
+    batches = make_batches(
+        twin,
+        settings,
+        fixed=True,
+        data="fake",
+        seed=options.seed,
+        batch_size=min(options.batch_size, PROBE_ROWS),
+        length=min(options.length or longest, longest, PROBE_LENGTH),
+    ).batches
+    small = replace(experiment, settings=settings)
+    models = {side: small.build(side) for side in ("reference", "candidate")}
+    shapes = {slot.name: slot.shape for slot in experiment.reference.slots(models["reference"])}
+    weights = {
+        name: {full: value[tuple(slice(0, n) for n in shapes[full])] for full, value in state.items()}
+        for name, state in experiment.weights.items()
+    }
+    return replace(
+        small,
+        reference_model=models["reference"],
+        candidate_model=models["candidate"],
+        layout=plan_layout(small, models["reference"], models["candidate"]),
+        weights=weights,
+        batches=(_mixed(batches),),
+        threads=1,
+        models={},
+        notes=(*experiment.notes, _note(experiment)),
+    )
+
+
+def _mixed(batches: tuple[Batch, ...]) -> Batch:
+    """One batch of the rows of all that are of the first one's length: ordinary, padded, of one token, of boundary ids."""
+    first = batches[0]
+    shapes = [value.shape[1:] for value in first.inputs.values()]
+    alike = [batch for batch in batches if [value.shape[1:] for value in batch.inputs.values()] == shapes]
+    inputs = {name: np.concatenate([batch.inputs[name] for batch in alike]) for name in first.inputs}
+    targets = None
+    if first.targets is not None:
+        targets = np.concatenate([batch.targets for batch in alike if batch.targets is not None])
+    return Batch("probe", inputs, targets)
+
+
+def _note(experiment: Experiment) -> str:
+    shape = list(next(iter(experiment.batches[0].inputs.values())).shape)
+    return f"large batch: float64 and random weights on a probe of a few rows; the batch of {shape} once in float32"
+
+
+class Shares:
+    """How large the reference's float32 error is on the probe: (RMS, largest) of each tensor, and the tensor's own RMS."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, str], tuple[float, float, float]] = {}
+        self.tokens = 1
+
+    def observe(self, case: Case) -> None:
+        """Learn from one case of the probe; those with random weights tell nothing about the given ones."""
+        if case.weights == "random" and self.known:
+            return
+        self.tokens = next(iter(case.batch.inputs.values())).size
+        for record in case.reference32.records:
+            truth = case.reference64.get(record.kind, record.name)
+            if record.value is None or truth is None or record.value.dtype.kind != "f":
+                continue
+            runs = [record.value, *(trace.get(record.kind, record.name) for trace in case.noise)]
+            size = math.sqrt(float(np.mean(np.square(record.value, dtype=np.float64))))
+            errors = [np.abs(run.astype(np.float64) - truth) for run in runs if run is not None]
+            rms = max(math.sqrt(float(np.mean(np.square(error)))) for error in errors)
+            self.known[record.kind, record.name] = rms, max(float(error.max()) for error in errors), size
+
+    def error(self, kind: str, name: str, size: float) -> tuple[float, float]:
+        """The (RMS, largest) error to expect in a tensor of another size: in proportion, and no less than on the probe.
+
+        What is zero but for rounding has no size to be in proportion to.
+        """
+        rms, largest, own = self.known.get((kind, name), (0.0, 0.0, 0.0))
+        larger = max(1.0, size / own) if own else 1.0
+        return max(rms * larger, EPS32 * size), max(largest * larger, EPS32 * size)
+
+
+def judge_full_size(experiment: Experiment, shares: Shares, backward: bool) -> list[tuple[str, str, str, Comparison]]:
+    """Run both sides once on the first batch in float32 and compare every record as it comes.
+
+    Returns (record, reference's name, candidate's name, comparison) of each.
+    """
+    assert experiment.layout is not None
+    state = next(iter(experiment.weights.values()))
+    batch = experiment.batches[0]
+    model, candidate = experiment.reference_model, experiment.model("candidate", "float32").module
+    experiment.reference.load_state(model, state)
+    experiment.candidate.load_state(candidate, experiment.candidate_state(state))
+    trace = experiment.run("reference", model, batch, backward, lean=True)
+    moves = {move.target: move for move in experiment.layout.moves}
+    called = {two: one for one, two in experiment.paths.items()}
+    tokens = next(iter(batch.inputs.values())).size
+    found: list[tuple[str, str, str, Comparison]] = []
+
+    def compare(record: Record) -> None:
+        move = moves.get(record.name) if record.kind == "gradient" else None
+        label = move.source if move else rename(record.name, called) if record.kind == "activation" else record.name
+        ours, theirs = trace.get(record.kind, label), record.value
+        if move is not None and theirs is not None and theirs.shape == move.shape_to:
+            theirs = undo(theirs, move)
+        if (ours is None and theirs is None) or (ours is not None and ours.dtype.kind != "f"):
+            return
+        # Longer sums round more: activations over the tokens of a row, gradients over all of them, some one by one.
+        growth = math.sqrt(max(1.0, tokens / shares.tokens)) * (
+            sequential(tokens) if record.kind == "gradient" else 1.0
+        )
+        expected = partial(shares.error, record.kind, label)
+        found.append((record.kind, label, record.name, _compare(ours, theirs, expected, growth)))
+
+    experiment.run("candidate", candidate, batch, backward, lean=True, sink=compare)
+    return found
+
+
+def _compare(
+    ours: NDArray | None, theirs: NDArray | None, expected: Callable[[float], tuple[float, float]], growth: float
+) -> Comparison:
+    if ours is None or theirs is None:
+        side = "reference" if ours is None else "candidate"
+        return Comparison("diverged", "metadata", f"missing on the {side} side", strain=math.inf)
+    if ours.shape != theirs.shape:
+        reason = f"shape: reference {list(ours.shape)}, candidate {list(theirs.shape)}"
+        return Comparison("diverged", "metadata", reason, ours.shape, strain=math.inf)
+    size, rms, largest, where = _figures(ours, theirs)
+    index = tuple(int(i) for i in np.unravel_index(where, ours.shape))
+    if not math.isfinite(rms) or not math.isfinite(size):
+        same = bool((np.isfinite(ours) == np.isfinite(theirs)).all())
+        reason = "NaN or infinite values " + ("at the same positions: no evidence" if same else "on one side only")
+        return Comparison(
+            "inconclusive" if same else "diverged", "metadata", reason, ours.shape, "float32", strain=math.inf
+        )
+    ratio = Tolerance().precision_ratio * growth
+    allowed, allowed_largest = (ratio * error for error in expected(size))
+    allowed_largest = max(allowed_largest, 4 * ratio * EPS32 * float(np.abs(ours[index])))
+    strain = max(rms / allowed if allowed else 0.0, largest / allowed_largest if allowed_largest else 0.0)
+    aligned = rms <= allowed and largest <= allowed_largest
+    if rms <= allowed and not aligned:
+        what, seen, limit = "largest", largest, allowed_largest
+    else:
+        what, seen, limit = "RMS", rms, allowed
+    reason = f"the whole batch in float32 differs by {seen:.2g} ({what}), rounding as on the probe explains {limit:.2g}"
+    return Comparison(
+        "aligned" if aligned else "diverged",
+        "precision",
+        reason,
+        ours.shape,
+        "float32",
+        largest,
+        rms / size if size else (0.0 if rms == 0.0 else math.inf),
+        None,
+        index,
+        seen,
+        limit,
+        strain,
+    )
+
+
+def _figures(ours: NDArray, theirs: NDArray) -> tuple[float, float, float, int]:
+    """RMS of the reference, RMS and largest of the difference and where, in one pass, block by block."""
+    one, two = np.ascontiguousarray(ours).ravel(), np.ascontiguousarray(theirs).ravel()
+    squares = difference = largest = 0.0
+    where = 0
+    buffer = np.empty(min(BLOCK, one.size), dtype=np.float32)
+    for start in range(0, one.size, BLOCK):
+        a, b = one[start : start + BLOCK], two[start : start + BLOCK]
+        d = buffer[: len(a)]
+        squares += float(np.dot(a, a))
+        np.subtract(a, b, out=d)
+        difference += float(np.dot(d, d))
+        np.abs(d, out=d)
+        position = int(d.argmax())
+        if d[position] > largest:
+            largest, where = float(d[position]), start + position
+    count = max(1, one.size)
+    return math.sqrt(squares / count), math.sqrt(difference / count), largest, where
