@@ -57,6 +57,7 @@ def run_check(
 ) -> Checked:
     """`check`, with the live sides kept."""
     start = time.perf_counter()
+    address = twin if isinstance(twin, str) else None
     twin = get_twin(twin) if isinstance(twin, str) else twin
     experiment = prepare(twin, options)
     probe = make_probe(experiment)
@@ -75,7 +76,7 @@ def run_check(
         notes = (*notes, "no reprod_log files: the candidate can't be given the reference's weights")
     elif reprod_log is not None:
         write_reprod_logs(experiment, reprod_log)
-    report = report_of(experiment, probe, stages, time.perf_counter() - start, notes)
+    report = report_of(experiment, probe, stages, time.perf_counter() - start, notes, address)
     return Checked(report, probe, scenes)
 
 
@@ -85,8 +86,9 @@ def report_of(
     stages: tuple[StageResult, ...],
     seconds: float,
     notes: tuple[str, ...] = (),
+    address: str | None = None,
 ) -> Report:
-    """The report of a check that ran its models as `probe` says."""
+    """The report of a check that ran its models as `probe` says. address: how its twin was asked for, if by name."""
     twin, options = experiment.twin, experiment.options
     result = TwinResult(
         twin=twin.name,
@@ -102,6 +104,8 @@ def report_of(
         notes=notes,
         seconds=seconds,
         options={
+            "twin": address or twin.name,
+            "faults": [fault if isinstance(fault, str) else fault.name for fault in options.faults],
             "steps": list(options.steps),
             "settings": dict(options.settings),
             "data": options.data,

@@ -86,17 +86,17 @@ def _mask_inverted(framework: Framework, model: Any, twin: Twin) -> list[str]:
     return [path]
 
 
-def _stale_bias_gradient(framework: Framework, model: Any, twin: Twin) -> list[str]:
+def _stale_bias_gradient(framework: Framework, model: Any, _twin: Twin) -> list[str]:
     """Every entry of the last Linear's bias gets the gradient of the mean with respect to one term of it."""
     biases = [s.name for s in framework.slots(model) if s.kind == "Linear" and s.local == "bias"]
     terms = 1
 
-    def count_terms(ids: NDArray) -> NDArray:
+    def count_terms(given: NDArray) -> NDArray:
         nonlocal terms
-        terms = ids.size if twin.loss == "criterion" else len(ids)
-        return ids
+        terms = given[..., 0].size
+        return given
 
-    framework.replace_input(model, "", 0, count_terms)
+    framework.replace_input(model, biases[-1].rpartition(".")[0], 0, count_terms)
     framework.replace_gradient(model, biases[-1], lambda gradient: np.full_like(gradient, 1.0 / terms))
     return biases[-1:]
 

@@ -74,7 +74,7 @@ class StageResult:
 class Finding:
     """What is behind one or several root divergences.
 
-    roots: ``"record name"`` of each. inherited: how many other tensors diverge.
+    roots: ``"record name"`` of each. symptom: what is seen, and how much of all that diverges is inherited.
     cause: its name, or None where no known cause could be proved. summary, remedy: what is wrong, and what to change.
     side: ``"reference"`` or ``"candidate"``; side_reason: why it is said to be that one.
     proof: the correction and how far the difference fell; before, after: its relative L2 without and with it.

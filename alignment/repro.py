@@ -89,7 +89,8 @@ def _script(scene: Scene, root: Root, stem: str) -> str:
         move = scene.moves[root.name]
         operation, candidate_name = move.operation, move.target
     child = root.owner if root.kind == "gradient" else path_of(root.name)
-    planted = [fault.name for fault in experiment.faults if fault.plant is not None]
+    given = zip(experiment.options.faults, experiment.faults, strict=True)
+    planted = [one if isinstance(one, str) else fault.name for one, fault in given if fault.plant is not None]
     return TEMPLATE.format(
         what=f"{root.kind} of {root.name}" if "gradient" in root.kind else f"{root.kind} {root.name}",
         stem=stem,

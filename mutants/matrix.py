@@ -1,7 +1,7 @@
 """The measured truth: every fault planted on every twin where it applies, and as many right configurations, judged and counted.
 
-    python -m mutants.matrix                 all of it; writes docs/mutants.json and the tables of docs/mutants.md
-    python -m mutants.matrix --only gelu     faults and twins whose names contain a word; prints, writes nothing
+    python -m mutants.matrix --write         all of it; writes docs/mutants.json and the tables of docs/mutants.md
+    python -m mutants.matrix --only gelu     faults and twins whose names contain a word
 
 Each planted fault is explained as `align explain` does, with small sizes, and the same runs are judged by the tools at hand:
 reprod_log's mean difference below 1e-6, and the default tolerances of numpy.allclose and torch.testing.assert_close, on

@@ -15,7 +15,7 @@ from alignment.errors import AlignmentError
 from alignment.experiment import Options
 from alignment.frameworks import reserve_threads
 from alignment.report import Report
-from alignment.twins import DEFAULT_TWIN, TWINS, Twin, get_twin
+from alignment.twins import DEFAULT_TWIN, TWINS, get_twin
 from alignment.views.json import to_json
 from alignment.views.progress import progress
 from checkpoints import write_aside
@@ -120,7 +120,7 @@ def command(
             threads=threads,
             steps=steps,
         )
-        twins.append((chosen, options))
+        twins.append((name, options))
     report = _run(twins, reprod_log)
     if json_file is not None:
         with write_aside(json_file) as file:
@@ -134,11 +134,11 @@ def _typed(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def _run(twins: list[tuple[Twin, Options]], reprod_log: Path | None) -> Report:
+def _run(twins: list[tuple[str, Options]], reprod_log: Path | None) -> Report:
     reports = []
     with progress("preparing") as show:
-        for twin, options in twins:
-            show(f"{twin.name}: preparing")
-            folder = reprod_log / twin.name if reprod_log is not None and len(twins) > 1 else reprod_log
-            reports.append(check(twin, options, partial(show, twin.name), folder))
+        for name, options in twins:
+            show(f"{name}: preparing")
+            folder = reprod_log / name if reprod_log is not None and len(twins) > 1 else reprod_log
+            reports.append(check(name, options, partial(show, name), folder))
     return merge_reports(reports)

@@ -16,7 +16,7 @@ from alignment.experiment import Options
 from alignment.explain import explain_checked
 from alignment.frameworks import reserve_threads
 from alignment.repro import write_repros
-from alignment.twins import DEFAULT_TWIN, Twin, get_twin
+from alignment.twins import DEFAULT_TWIN, get_twin
 from alignment.views.json import to_json
 from alignment.views.progress import progress
 from checkpoints import write_aside
@@ -48,16 +48,13 @@ def command(
         refuse_unwritable(repro / "repro.py")
     reserve_threads(given["threads"])
     name = twin or DEFAULT_TWIN
-    if name.endswith(".json"):
-        asked = read_report(Path(name))
-    else:
-        chosen = get_twin(name)
-        asked = [(chosen, make_options(chosen, **given))]
+    saved = name.endswith(".json")
+    asked = read_report(Path(name)) if saved else [(name, make_options(get_twin(name), **given))]
     reports = []
     with progress("preparing") as show:
         for one, options in asked:
-            show(f"{one.name}: preparing")
-            checked = run_check(one, options, partial(show, one.name))
+            show(f"{one}: preparing")
+            checked = run_check(one, options, partial(show, one))
             reports.append(explain_checked(checked))
             if repro is not None:
                 write_repros(checked, repro)
@@ -70,7 +67,7 @@ def command(
     return EXIT_STATUS[report.verdict]
 
 
-def read_report(path: Path) -> list[tuple[Twin, Options]]:
+def read_report(path: Path) -> list[tuple[str, Options]]:
     """The twins of a saved report that did not come out aligned, with the options they were checked with.
 
     Raises:
@@ -78,22 +75,22 @@ def read_report(path: Path) -> list[tuple[Twin, Options]]:
     """
     try:
         twins = orjson.loads(path.read_bytes())["twins"]
-        asked = [
+        asked = [(entry["options"], entry["seed"]) for entry in twins if entry["verdict"] != "aligned"]
+        found = [
             (
-                entry["twin"],
-                Options(
-                    **{**entry["options"], "steps": tuple(entry["options"]["steps"])},
-                    seed=entry["seed"],
-                    faults=tuple(entry["faults"]),
-                ),
+                str(given["twin"]),
+                Options(**{key: _as_given(value) for key, value in given.items() if key != "twin"}, seed=seed),
             )
-            for entry in twins
-            if entry["verdict"] != "aligned"
+            for given, seed in asked
         ]
     except OSError as error:
         raise AlignmentError(f"{path}: can't read the report: {error.strerror}") from error
     except (orjson.JSONDecodeError, LookupError, TypeError) as error:
         raise AlignmentError(f"{path} is no report of `align check --json`: {error}") from error
-    if not asked:
+    if not found:
         raise AlignmentError(f"{path}: every twin in this report is aligned: there is nothing to explain")
-    return [(get_twin(str(name)), options) for name, options in asked]
+    return found
+
+
+def _as_given(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -188,7 +188,10 @@ class Framework(Protocol):
         """Replace the gradient of one parameter by a function of it in every backward pass to come."""
 
     def replace_input(self, model: Any, path: str, position: int, replace: Callable[[NDArray], NDArray]) -> None:
-        """Replace one positional input of the module at `path` by a function of it, in every call to come."""
+        """Replace one positional input of the module at `path` by a function of it, in every call to come.
+
+        A function that returns the array it was given only looks: the tensor stays, and its gradient.
+        """
 
 
 def call_site(library: str) -> str:

@@ -291,8 +291,9 @@ def run(
     if backward and value is not None:
         logits.retain_grads()
         recorder.backward(value)
+        values = to_numpy if sink is None else array  # clearing a gradient writes into its memory
         for full, tensor in {"logits": logits, **parameters}.items():
-            recorder.keep(Record("gradient", full, None if tensor.grad is None else array(tensor.grad)))
+            recorder.keep(Record("gradient", full, None if tensor.grad is None else values(tensor.grad)))
         if learning_rate is not None:
             for record in (*_adam_step(parameters, learning_rate), *_statistics_step(model, inputs)):
                 recorder.keep(record)
@@ -570,9 +571,10 @@ def replace_input(model: Any, path: str, position: int, replace: Callable[[NDArr
     """Replace one positional input of a layer in every call to come."""
 
     def swap(_layer: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        changed = list(arguments)
-        changed[position] = _tensor(replace(to_numpy(arguments[position]))).astype(arguments[position].dtype)
-        return tuple(changed)
+        given = to_numpy(arguments[position])
+        value = replace(given)
+        changed = arguments[position] if value is given else _tensor(value).astype(arguments[position].dtype)
+        return (*arguments[:position], changed, *arguments[position + 1 :])
 
     _sublayer(model, path).register_forward_pre_hook(swap)
 

@@ -439,9 +439,10 @@ def replace_input(model: nn.Module, path: str, position: int, replace: Callable[
     """Replace one positional input of a module in every call to come."""
 
     def swap(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        changed = list(arguments)
-        changed[position] = _tensor(replace(to_numpy(arguments[position]))).to(arguments[position])
-        return tuple(changed)
+        given = to_numpy(arguments[position])
+        value = replace(given)
+        changed = arguments[position] if value is given else _tensor(value).to(arguments[position])
+        return (*arguments[:position], changed, *arguments[position + 1 :])
 
     model.get_submodule(path).register_forward_pre_hook(swap)
 
