@@ -58,9 +58,9 @@ __all__ = [
 
 
 def diagnose(suspect: AnySuspect, first: Sequence[Cause] = ()) -> list[tuple[Cause, Trial]]:
-    """Every hypothesis whose precondition holds, with its best trial; the proved ones first.
+    """Hypotheses whose precondition holds, each with its best trial, up to the first that is proved; that one comes first.
 
-    first: causes to try before the others; if one of them is proved, the others are not tried.
+    first: causes to try before the others.
     """
     own = CAUSES[type(suspect)]
     found: list[tuple[Cause, Trial]] = []
@@ -68,10 +68,9 @@ def diagnose(suspect: AnySuspect, first: Sequence[Cause] = ()) -> list[tuple[Cau
         if suspect.record not in cause.records:
             continue
         trials = sorted(cause.test(suspect), key=lambda trial: (not trial.proved, trial.after))
-        if trials:
+        if trials and trials[0].proved:
+            return [(cause, trials[0]), *found]
+        # One cause may be tested in two families: as a layer's option, and by a formula.
+        if trials and all(cause.name != known.name for known, _ in found):
             found.append((cause, trials[0]))
-        if trials and trials[0].proved and cause in first:
-            break
-    found.sort(key=lambda pair: not pair[1].proved)
-    # One cause may be tested in two families: as a layer's option, and by a formula.
-    return [pair for index, pair in enumerate(found) if all(pair[0].name != other.name for other, _ in found[:index])]
+    return found
