@@ -52,7 +52,12 @@ class Root:
 
 
 class Scene:
-    """One batch with one set of weights, run in full detail. `dtype` is that of the forced runs."""
+    """One batch with one set of weights, run in full detail. `dtype` is that of the forced runs.
+
+    live: are the models at hand, to be run again with a change? A cause that needs that has nothing to try where not.
+    """
+
+    live = True
 
     def __init__(self, experiment: Experiment, weights: str, batch: Batch, dtype: str = "float64") -> None:
         assert experiment.layout is not None
@@ -100,11 +105,16 @@ class Scene:
             self.load("reference", model, self.state)
 
     @cached_property
+    def candidate_state(self) -> State:
+        """The weights the candidate was given in the check (planted faults included), in its own names and layout."""
+        return self.experiment.candidate_state(self.state)
+
+    @cached_property
     def candidate64(self) -> Trace:
         """The candidate by itself, with the weights it was given in the check (planted faults included)."""
         model = self.model("candidate", "float64")
         framework = self.experiment.candidate
-        framework.load_state(model, self.experiment.candidate_state(self.state))
+        framework.load_state(model, self.candidate_state)
         try:
             return self.run("candidate", "float64")
         finally:
@@ -231,6 +241,9 @@ class Scene:
         guilty = {self.owner(*key) for key in forward}
         backward = [key for key in failing if key[0] not in (*FORWARD, "logits", "loss")]
         backward = [key for key in backward if self.owner(*key) not in guilty]
+        if forward:  # what is never called has no gradient, for the reason that it is not called
+            called = {"", *(path_of(name) for name in trace.names("activation"))}
+            backward = [key for key in backward if key[0] != "gradient" or self.owner(*key) in called]
         flowing = {self.owner(*key) for key in backward if key[0] in FLOWS}
         backward = [key for key in backward if key[0] in FLOWS or self.owner(*key) not in flowing]
         backward = [key for key in backward if key != ("gradient", "logits")] or backward
@@ -288,7 +301,7 @@ def localise(
     stages = _without_consequences(experiment, stages)
     if any(tensor.root for stage in stages for tensor in stage.tensors):
         return stages, tuple(scenes)
-    return _first_is_root(stages), tuple(scenes)
+    return first_is_root(stages), tuple(scenes)
 
 
 def _by_itself(tensors: Iterable[TensorResult]) -> Iterable[TensorResult]:
@@ -390,7 +403,8 @@ def _without_consequences(experiment: Experiment, stages: tuple[StageResult, ...
     )
 
 
-def _first_is_root(stages: tuple[StageResult, ...]) -> tuple[StageResult, ...]:
+def first_is_root(stages: tuple[StageResult, ...]) -> tuple[StageResult, ...]:
+    """Call the first tensor that diverges a root, where none is known otherwise."""
     for position, stage in enumerate(stages):
         for index, tensor in enumerate(stage.tensors):
             if tensor.verdict == "diverged":

@@ -58,7 +58,7 @@ class Law:
 
 
 def laws(scene: Scene, root: Root) -> list[Law]:
-    """Every identity that concerns a root, checked inside each side's own run."""
+    """Every identity that concerns a root, checked inside each side's own run; differences only where it can be run again."""
     off: dict[str, dict[str, float]] = {}
     for side in SIDES:
         for text, violation, size in _identities(scene, root, side):
@@ -70,7 +70,7 @@ def laws(scene: Scene, root: Root) -> list[Law]:
         Law(text, where, sides, {side: share <= IDENTITY_LIMIT for side, share in sides.items()})
         for text, sides in off.items()
     ]
-    if root.kind == "gradient" or root.kind in GRADIENT_OF.values():
+    if scene.live and (root.kind == "gradient" or root.kind in GRADIENT_OF.values()):
         found += _finite_difference(scene, root)
     return found
 
@@ -135,7 +135,7 @@ class _View:
         self.input_gradients = [trace.get("input gradient", name) for name in self.calls]
         state = scene.state
         if side == "candidate":
-            given = experiment.candidate_state(scene.state)
+            given = scene.candidate_state
             state = {name: undo(given[move.target], move) for name, move in scene.moves.items()}
         prefix = f"{path}."
         local = {n.removeprefix(prefix) for n in scene.moves if n.startswith(prefix) and "." not in n[len(prefix) :]}

@@ -136,7 +136,7 @@ def _head_order(tensors: Tensors, slots: Slots) -> Tensors | None:
     return None
 
 
-def _weight_not_loaded(tensors: Tensors, slots: Slots) -> Tensors | None:
+def _weight_of_another_model(tensors: Tensors, slots: Slots) -> Tensors | None:
     changes = {}
     for slot in _linear_weights(slots)[:1]:
         value = tensors[slot.name]
@@ -470,6 +470,10 @@ def _float32_inside(_framework: Framework, model: Any, _twin: Twin) -> list[str]
     return _set_forward(_ending(model, "transform", "to_r")[:1], _narrow_linear)
 
 
+def _alternating(y: Tensor) -> Tensor:
+    return y * paddle.to_tensor((-1.0) ** np.arange(y.shape[-1])).astype(y.dtype)
+
+
 def _on_output(change: Callable[[Tensor], Tensor], *ends: str) -> Plant:
     """The output of the first layer of such a path is changed."""
 
@@ -665,12 +669,12 @@ MUTANTS = (
         weights=_head_order,
     ),
     Mutant(
-        "weight-not-loaded",
-        "one weight keeps what the initialiser drew",
+        "weight-of-another-model",
+        "one weight is of another training run",
         2,
         (rf"parameter {FIRST_ATTENTION}(query|to_qkv)\.weight",),
-        "weight-not-loaded",
-        weights=_weight_not_loaded,
+        "",
+        weights=_weight_of_another_model,
     ),
     Mutant(
         "bias-not-loaded",
@@ -693,7 +697,7 @@ MUTANTS = (
         "one weight is 1.001 times what it should be",
         2,
         (rf"parameter {LAST_LINEAR}\.weight",),
-        "",
+        "scaled-weight",
         weights=_scaled_weight,
     ),
     # Forward: attention.
@@ -758,7 +762,7 @@ MUTANTS = (
         "the softmax halves its input",
         3,
         (f"activation {ATTENTION}softmax",),
-        "",
+        "softmax-temperature",
         _softmax(lambda _layer, x: functional.softmax(x / 2, -1)),
     ),
     Mutant(
@@ -965,15 +969,39 @@ MUTANTS = (
         "one Linear computes in float32 in a float64 model",
         3,
         (f"activation {FIRST_ATTENTION}(transform|to_r)",),
-        "float32-inside-float64",
+        "precision-lost",
         _float32_inside,
+    ),
+    Mutant(
+        "square-added",
+        "a layer adds a thousandth of its output's square",
+        3,
+        (rf"activation {FEED_FORWARD}",),
+        "",
+        _on_output(lambda y: y + 1e-3 * y * y, "intermediate.dense", "1.fn.0", "att_fc1"),
+    ),
+    Mutant(
+        "alternating-sign",
+        "every other feature of a layer has the opposite sign",
+        3,
+        (rf"activation {FEED_FORWARD}",),
+        "",
+        _on_output(_alternating, "intermediate.dense", "1.fn.0", "att_fc1"),
+    ),
+    Mutant(
+        "gradient-square",
+        "one gradient is squared, sign kept",
+        5,
+        (rf"gradient {LAST_LINEAR}\.weight",),
+        "backward-not-derivative",
+        _on_gradient(lambda g: g * np.abs(g), _last_weight),
     ),
     Mutant(
         "constant-offset",
         "1e-6 is added to one layer's output",
         3,
         (f"activation {FEED_FORWARD}",),
-        "",
+        "constant-offset",
         _on_output(lambda output: output + 1e-6, "intermediate.dense", "1.fn.0", "att_fc1"),
     ),
     # Forward: the pooler.
@@ -1032,7 +1060,7 @@ MUTANTS = (
         "the loss is half of what it should be",
         4,
         LOSS,
-        "",
+        "loss-half",
         _loss(lambda right, logits, targets: 0.5 * right(logits, targets)),
     ),
     Mutant(
@@ -1080,7 +1108,7 @@ MUTANTS = (
             rf"gradient {FIRST_ATTENTION}(key|to_qkv)\.(weight|bias)",
             f"input gradient {FIRST_ATTENTION}(key|to_qkv)",
         ),
-        "",
+        "gradient-scaled",
         _on_output(_scaled_gradient(2.0), "key", "to_qkv"),
     ),
     Mutant(
@@ -1088,7 +1116,7 @@ MUTANTS = (
         "the gradient changes sign on its way through one layer",
         5,
         (rf"gradient {FEED_FORWARD}\.(weight|bias)", f"input gradient {FEED_FORWARD}"),
-        "",
+        "gradient-sign",
         _on_output(_scaled_gradient(-1.0), "intermediate.dense", "1.fn.0", "att_fc1"),
     ),
     Mutant(
@@ -1096,7 +1124,7 @@ MUTANTS = (
         "the last bias gets no gradient but zeros",
         5,
         (rf"gradient {LAST_LINEAR}\.bias",),
-        "",
+        "gradient-zero",
         _on_gradient(np.zeros_like, _last_bias),
     ),
     Mutant(
@@ -1104,7 +1132,7 @@ MUTANTS = (
         "a bias whose true gradient is zero gets 1e-9",
         5,
         (rf"gradient {FIRST_ATTENTION}key_att\.bias", r"gradient fastformer_model\.pooler\.att_fc2\.bias"),
-        "",
+        "gradient-offset",
         _on_gradient(lambda gradient: gradient + gradient.dtype.type(1e-9), _null_bias),
     ),
     Mutant(
@@ -1159,7 +1187,7 @@ FASTFORMER_FAULTS = tuple(
 # The faults that come with the toolkit, each its own cause.
 BUILT_IN = {
     "stale-bias-gradient": (rf"gradient {LAST_LINEAR}\.bias",),
-    "linear-not-transposed": (rf"parameter {FIRST_ATTENTION}(query|to_r|to_qkv)\.weight",),
+    "linear-not-transposed": (rf"parameter {FIRST_ATTENTION}(query|to_r|to_out)\.weight",),
     "layernorm-eps": (rf"activation {LAYERNORM}",),
     "mask-inverted": (r"input fastformer_model", r"input layers\.\d+", rf"input {ATTENTION}softmax", "input dropout"),
     "dropout-on": (r"activation (.*\.)?dropout",),

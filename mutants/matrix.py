@@ -146,7 +146,7 @@ def planted(fault_name: str, variant: str) -> Outcome:
         proof=any(finding.cause == cause and bool(finding.proof) for finding in result.findings),
         named=named,
         roots=tuple(f"{t.record} {t.name}" for t in result.roots),
-        proofs=tuple(finding.proof for finding in result.findings if finding.proof),
+        proofs=tuple(finding.proof for finding in result.findings if finding.proof)[:1],
         tools=tools,
         seconds=time.perf_counter() - start,
     )
@@ -452,12 +452,12 @@ def _write(text: str, wrong: list[str], outcomes: list[Outcome], cleans: list[Cl
         head, _, rest = body.partition(marks[0])
         body = f"{head}{marks[0]}\n\n{part}\n\n{marks[1]}{rest.partition(marks[1])[2]}"
     page.write_text(body)
-    document = {
-        "summary": summary(outcomes, cleans),
-        "planted": [{k: v for k, v in asdict(o).items() if k != "seconds"} for o in outcomes if o.applies],
-        "clean": [asdict(c) for c in cleans],
-    }
-    (DOCS / "mutants.json").write_text(json.dumps(document, indent=1) + "\n")
+    left_out = ("seconds", "error", "applies")
+    rows = [{k: v for k, v in asdict(one).items() if k not in left_out} for one in outcomes if one.applies]
+    document = {"summary": summary(outcomes, cleans), "planted": rows, "clean": [asdict(one) for one in cleans]}
+    # A line for each entry, so that two runs can be compared.
+    lines = json.dumps(document, separators=(",", ":")).replace("},{", "},\n{")
+    (DOCS / "mutants.json").write_text(lines + "\n")
 
 
 if __name__ == "__main__":

@@ -160,9 +160,11 @@ def derivatives(suspect: Suspect, directions: list[Array]) -> list[float] | None
 
     The tensor is moved a little both ways, twice (Richardson's extrapolation: the error is of fourth order); what the
     candidate then computes from it, up to the next values it is given, is weighted by the loss's gradient with respect
-    to them. Always in float64.
+    to them. Always in float64. None where the candidate can't be run again.
     """
     scene = suspect.scene
+    if not scene.live:
+        return None
     if scene.dtype != "float64":
         scene = Scene(scene.experiment, scene.weights, scene.batch, "float64")
     value = _moved_tensor(suspect, scene)

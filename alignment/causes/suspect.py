@@ -211,7 +211,12 @@ class Suspect:
         options: Mapping[str, Any] | None = None,
         inputs: Mapping[str, Array] | None = None,
     ) -> Array | None:
-        """What the candidate computes here with other weights, options of the owner, or inputs (name of the record -> value)."""
+        """What the candidate computes here with other weights, options of the owner, or inputs (name of the record -> value).
+
+        None where the candidate can't be run again: nothing is tried then.
+        """
+        if not self.scene.live:
+            return None
         trace = self.scene.forced(
             state=None if state is None else {**self.scene.state, **state},
             options=None if options is None else {self.owner: options},
