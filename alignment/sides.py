@@ -77,15 +77,20 @@ def laws(scene: Scene, root: Root) -> list[Law]:
 
 def attribute(root: Root, found: Iterable[Law]) -> tuple[str, str]:
     """The side that is wrong, and why it is said to be."""
-    for law in found:
-        if law.text == DERIVATIVE and law.guilty == "reference":
-            return "candidate", (
-                "the reference's gradient is not the derivative of its own loss here, as with a stop-gradient, a custom "
-                "backward pass or a kink, and the candidate's is; the reference is the truth by definition"
-            )
-        if law.guilty is not None:
-            other = next(side for side in SIDES if side != law.guilty)
-            return law.guilty, f"the {law.guilty} breaks {law.text} at {law.where}; the {other} satisfies it"
+    broken = [law for law in found if law.guilty is not None]
+    identities = [law for law in broken if law.text != DERIVATIVE] or broken
+    if identities and (identities[0].text, identities[0].guilty) == (DERIVATIVE, "reference"):
+        return "candidate", (
+            "the reference's gradient is not the derivative of its own loss here, as with a stop-gradient, a custom "
+            "backward pass or a kink, and the candidate's is; the reference is the truth by definition"
+        )
+    if identities:
+        side, where = identities[0].guilty, identities[0].where
+        assert side is not None
+        laws_broken = " and ".join(law.text for law in identities if law.guilty == side)
+        other = next(one for one in SIDES if one != side)
+        them = "it" if " and " not in laws_broken else "them"
+        return side, f"the {side} breaks {laws_broken} at {where}; the {other} satisfies {them}"
     if root.candidate is None:
         return "candidate", "the candidate has no such tensor"
     return (

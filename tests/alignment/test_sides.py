@@ -56,7 +56,7 @@ def test_the_candidate_breaks_the_sum_of_a_bias_gradient(small) -> None:
     assert law(found, "∂W = ∂yᵀx").guilty is None
     assert attribute(root, found) == (
         "candidate",
-        f"the candidate breaks {BIAS} at dense_linear; the reference satisfies it",
+        f"the candidate breaks {BIAS} and Σ_classes ∂b = 0 at dense_linear; the reference satisfies them",
     )
 
 
@@ -75,7 +75,7 @@ def test_the_reference_is_found_wrong_where_it_is(small, monkeypatch) -> None:
     (root,) = wrong.roots
     side, reason = attribute(root, laws(wrong, root))
     assert side == "reference"
-    assert reason == f"the reference breaks {BIAS} at dense_linear; the candidate satisfies it"
+    assert reason == f"the reference breaks {BIAS} and Σ_classes ∂b = 0 at dense_linear; the candidate satisfies them"
 
 
 @pytest.mark.parametrize(
