@@ -26,7 +26,7 @@ from fake_data import Batch
 # Multiplications of a forward pass from which the probe is made smaller than the batch; seconds on one core.
 LARGE_RUN = 4e9
 PROBE_ROWS = 2
-PROBE_LENGTH = 16
+PROBE_LENGTH = 8
 PROBE_VOCABULARY = 512
 # Elements compared at a time: what a core's cache holds of both sides.
 BLOCK = 1 << 16
@@ -74,14 +74,16 @@ def make_probe(experiment: Experiment) -> Experiment:
 
 
 def _mixed(batches: tuple[Batch, ...]) -> Batch:
-    """One batch of the rows of all that are of the first one's length: ordinary, padded, of one token, of boundary ids."""
+    """One batch of rows of every kind: ordinary, padded and wholly padded, full, of one token, of boundary ids."""
     first = batches[0]
     shapes = [value.shape[1:] for value in first.inputs.values()]
     alike = [batch for batch in batches if [value.shape[1:] for value in batch.inputs.values()] == shapes]
-    inputs = {name: np.concatenate([batch.inputs[name] for batch in alike]) for name in first.inputs}
+    # Two rows of the first and of the one with a padded row, one of each other.
+    rows = {batch.name: slice(0, 2 if batch is first or batch.name == "padded-row" else 1) for batch in alike}
+    inputs = {name: np.concatenate([b.inputs[name][rows[b.name]] for b in alike]) for name in first.inputs}
     targets = None
     if first.targets is not None:
-        targets = np.concatenate([batch.targets for batch in alike if batch.targets is not None])
+        targets = np.concatenate([b.targets[rows[b.name]] for b in alike if b.targets is not None])
     return Batch("probe", inputs, targets)
 
 
@@ -130,9 +132,12 @@ def judge_full_size(experiment: Experiment, shares: Shares, backward: bool) -> l
     assert experiment.layout is not None
     state = next(iter(experiment.weights.values()))
     batch = experiment.batches[0]
-    model, candidate = experiment.reference_model, experiment.model("candidate", "float32").module
-    experiment.reference.load_state(model, state)
-    experiment.candidate.load_state(candidate, experiment.candidate_state(state))
+    model, held = experiment.reference_model, experiment.model("candidate", "float32")
+    candidate = held.module
+    if held.user != FULL_SIZE:
+        experiment.reference.load_state(model, state)
+        experiment.candidate.load_state(candidate, experiment.candidate_state(state))
+        held.user = FULL_SIZE
     trace = experiment.run("reference", model, batch, backward, lean=True)
     moves = {move.target: move for move in experiment.layout.moves}
     called = {two: one for one, two in experiment.paths.items()}
