@@ -8,12 +8,13 @@
 Nothing here imports a framework until a check runs.
 """
 
-from alignment.check import check
+from alignment.check import check, run_check
 from alignment.compare import Comparison, Pair, Tolerance, compare
 from alignment.errors import AlignmentError, FrameworkMissingError
 from alignment.experiment import Options
-from alignment.explain import explain
+from alignment.explain import explain, explain_traces
 from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
+from alignment.saved_trace import save_traces
 from alignment.twins import Side, Twin, get_twin
 
 __all__ = [
@@ -34,5 +35,8 @@ __all__ = [
     "check",
     "compare",
     "explain",
+    "explain_traces",
     "get_twin",
+    "run_check",
+    "save_traces",
 ]

@@ -115,7 +115,7 @@ def report_of(
             "threads": options.threads,
         },
     )
-    versions = _versions() | experiment.reference.versions() | experiment.candidate.versions()
+    versions = own_versions() | experiment.reference.versions() | experiment.candidate.versions()
     return Report((result,), versions)
 
 
@@ -127,7 +127,8 @@ def merge_reports(reports: Sequence[Report]) -> Report:
     return Report(tuple(twin for report in reports for twin in report.twins), versions)
 
 
-def _versions() -> dict[str, str]:
+def own_versions() -> dict[str, str]:
+    """Of this package and what it computes with itself."""
     return {
         "alignment": metadata.version("alignment"),
         "python": platform.python_version(),

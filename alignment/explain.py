@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from alignment.causes import AnySuspect, Cause, Suspect, Trial, diagnose
-from alignment.check import Checked, run_check
+from alignment.check import Checked, own_versions, run_check
 from alignment.compare import EPS32
 from alignment.correspondence import path_of, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import LEARNING_RATE, NOISE_RUNS, Experiment, Options
 from alignment.localise import Root, Scene, row_of
-from alignment.report import Effect, Finding, Report, StageResult, TensorResult
+from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
+from alignment.saved_pair import SavedPair, pair_stages, weight_suspects
+from alignment.saved_trace import read_trace
 from alignment.sides import Law, attribute, laws
 from alignment.sources import class_site, making_site, short_site
 from alignment.suspects import other_suspects
@@ -60,37 +64,88 @@ def explain(
 def explain_checked(checked: Checked) -> Report:
     """Add findings to a check that has run."""
     result = checked.report.twins[0]
-    cases = list(_cases(checked, result.stages))
-    inherited = sum(t.verdict == "diverged" and not t.root for stage in result.stages for t in stage.tensors)
-    findings = tuple(_finding(group, checked.experiment, inherited) for group in _groups(cases))
+    findings = _findings(checked.experiment, checked.scenes, result.stages)
     effect = _effect(checked.experiment) if findings else None
     return replace(checked.report, twins=(replace(result, findings=findings, effect=effect),))
+
+
+def explain_traces(reference: str | Path, candidate: str | Path) -> Report:
+    """Explain two saved traces, without either framework and without the models.
+
+    Raises:
+        AlignmentError: one is no saved trace, or the two are not of one batch and of models whose weights correspond.
+    """
+    start = time.perf_counter()
+    ours, theirs = read_trace(reference), read_trace(candidate)
+    files = f"{reference} and {candidate}"
+    try:
+        pair = SavedPair(ours, theirs)
+        stages, notes = pair_stages(pair)
+        findings = _findings(pair.experiment, (pair,), stages)
+    except AlignmentError as error:
+        raise AlignmentError(f"{files}: {error}") from error
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        # Files may say anything: shapes that no layer has, options that no layer takes.
+        what = f"{type(error).__name__}: {error}"
+        raise AlignmentError(f"{files}: what they hold does not fit together: {what}") from error
+    result = TwinResult(
+        twin=ours.twin if ours.twin == theirs.twin else f"{ours.twin} / {theirs.twin}",
+        reference=f"{ours.trace.framework} {ours.target}",
+        candidate=f"{theirs.trace.framework} {theirs.target}",
+        stages=stages,
+        settings={},
+        weights=(ours.weights,),
+        batches=(ours.batch.name,),
+        data=ours.data,
+        seed=ours.seed,
+        notes=(f"from saved traces, in float64 alone: {files}", *notes),
+        seconds=time.perf_counter() - start,
+        findings=findings,
+    )
+    return Report((result,), own_versions() | dict(ours.versions) | dict(theirs.versions))
 
 
 # ---------------------------------------------------------------------------------------------------------- diagnosing
 
 
-def _cases(checked: Checked, stages: Sequence[StageResult]) -> Iterable[_Case]:
+def _findings(experiment: Experiment, scenes: Sequence[Scene], stages: tuple[StageResult, ...]) -> tuple[Finding, ...]:
+    cases = list(_cases(experiment, scenes, stages))
+    inherited = sum(t.verdict == "diverged" and not t.root for stage in stages for t in stage.tensors)
+    return tuple(_finding(group, experiment, inherited) for group in _groups(cases))
+
+
+def _cases(experiment: Experiment, scenes: Sequence[Scene], stages: Sequence[StageResult]) -> Iterable[_Case]:
     rows = {(t.record, t.name): (stage, t) for stage in stages for t in stage.tensors if t.root}
     proved: list[Cause] = []
     seen = set()
-    for scene in checked.scenes:
+    for scene in scenes:
         for root in scene.roots:
             key = row_of(root)
             if key in seen or key not in rows:
                 continue
             seen.add(key)
+            if root.owner not in experiment.paths:
+                continue  # a module that the candidate lacks: there is nothing to hold a cause against
             suspect = Suspect(root, scene)
             found = diagnose(suspect, proved)
             proved += [cause for cause, trial in found if trial.proved and cause not in proved]
             yield _case(rows.pop(key), suspect, scene, root, found, laws(scene, root))
-    left = [(stage.step, row) for stage, row in rows.values()]
-    others = {(suspect.record, suspect.name): suspect for suspect in other_suspects(checked.experiment, left)}
+    others = {(suspect.record, suspect.name): suspect for suspect in _others(experiment, scenes, rows.values())}
     for key, place in rows.items():
         other = others.get(key)
         found = [] if other is None else diagnose(other, proved)
         proved += [cause for cause, trial in found if trial.proved and cause not in proved]
         yield _case(place, other, None, None, found, [])
+
+
+def _others(
+    experiment: Experiment, scenes: Sequence[Scene], places: Iterable[tuple[StageResult, TensorResult]]
+) -> Iterable[AnySuspect]:
+    """Suspects for the roots that are in no scene."""
+    for scene in scenes:
+        if isinstance(scene, SavedPair):
+            return weight_suspects(scene)
+    return other_suspects(experiment, [(stage.step, row) for stage, row in places])
 
 
 def _case(
@@ -164,16 +219,18 @@ def _symptom(case: _Case, more: int, inherited: int) -> str:
 
 def _sites(case: _Case, experiment: Experiment) -> Iterable[str]:
     """Where in the candidate's source the diverging tensor is computed."""
-    framework, model = experiment.candidate, experiment.candidate_model
     owner = case.row.name.rpartition(".")[0] if case.root is None else case.root.owner
     if owner not in experiment.paths or case.row.record in ("module", "initializer"):
         return
     path = experiment.paths[owner]
-    cls = type(framework.module(model, path))
     if case.root is not None and case.scene is not None and case.root.kind in ("input", "activation", "input gradient"):
         call = case.scene.forced_run.sites.get(case.root.name.partition("[")[0])
         if call:
             yield f"{short_site(call)} (calls {rename(path_of(case.root.name), experiment.paths)})"
+    framework, model = experiment.candidate, experiment.candidate_model
+    if model is None:
+        return  # a saved trace knows who called, and no source
+    cls = type(framework.module(model, path))
     own = {m.path: m.own for m in framework.modules(model)}
     if own.get(path, True):
         site = class_site(cls)

@@ -21,12 +21,12 @@ from alignment.causes import WeightSuspect
 from alignment.compare import EPS64, Comparison, Pair, Tolerance, bitwise, measure
 from alignment.correspondence import OF_MODULES, correspond, path_of, rename, renamed
 from alignment.errors import AlignmentError
-from alignment.experiment import SIDES, Experiment, Options, State
+from alignment.experiment import SIDES, Experiment, Options
 from alignment.frameworks import Framework, ModuleInfo
 from alignment.localise import FLOWS, FORWARD, Root, Scene, first_is_root, row_of
 from alignment.report import StageResult, TensorResult
 from alignment.saved_trace import SavedTrace
-from alignment.trace import GRADIENT_OF, Kind, Trace, widest
+from alignment.trace import Kind, Trace, widest
 from alignment.twins import Side, Twin
 from checkpoints import CheckpointError, Layout, Slot, undo
 from fake_data import InputSpec
@@ -119,38 +119,31 @@ class SavedPair(Scene):
     def comparisons(self) -> dict[Key, Comparison]:
         """Every record of both sides, by the reference's name, in the order of the reference's run."""
         found: dict[Key, Comparison] = {}
-        calls = {trace.framework: _Calls(trace) for trace in (self.reference64,)}[self.reference64.framework]
         for record in self.reference64.records:
-            key = record.kind, record.name
-            if record.kind == "activation" and path_of(record.name) == "criterion":
-                # What the criterion gives is the loss, which is compared under that name.
-                if self.reference64.get("loss", "loss") is not None:
-                    continue
-            value = self.value(self.candidate64, *key)
-            if value is None:
-                comparison = self._absent(*key, record.value)
+            value = self.value(self.candidate64, record.kind, record.name)
+            if record.value is None or value is None:
+                comparison = self._absent(record.kind, record.name, record.value, value)
                 if comparison is not None:
-                    found[key] = comparison
-            elif record.value is None:
-                if value.any():
-                    found[key] = replace(bitwise(None, value), reason="no gradient on the reference side")
+                    found[record.kind, record.name] = comparison
             else:
-                found[key] = self.judge(*key, value)
+                found[record.kind, record.name] = self.judge(record.kind, record.name, value)
         known = {(record.kind, record.name) for record in self.reference64.records}
         for record in self.candidate64.records:
             if record.kind in ("activation", "logits", "loss") and (record.kind, record.name) not in known:
                 found[record.kind, record.name] = bitwise(None, record.value)
-        self._calls = calls
         return found
 
-    def _absent(self, kind: Kind, name: str, value: NDArray | None) -> Comparison | None:
-        """A record that the candidate lacks: is that a difference?"""
-        if kind in ("activation", "logits", "loss"):
-            return bitwise(value, None)
-        if value is None or kind == "input":
-            return None  # no gradient on either side; or an argument that is handed over by name
-        return bitwise(value, None) if self._due(self.candidate64, kind, name) else None
-
+    def _absent(self, kind: Kind, name: str, ours: NDArray | None, theirs: NDArray | None) -> Comparison | None:
+        """A record that one side lacks: is that a difference? None where it is none, and nothing was compared either."""
+        if kind == "gradient" and not any(value is not None and value.any() for value in (ours, theirs)):
+            return Comparison("aligned", "metadata", "unused: no gradient, or zeros, on both sides")
+        if ours is None:
+            return bitwise(None, theirs) if theirs is not None and theirs.any() else None
+        if kind == "input":
+            return None  # an argument that the candidate hands over by its name is not recorded
+        if kind in ("activation", "logits", "loss", "gradient") or self._due(self.candidate64, kind, name):
+            return bitwise(ours, None)
+        return None
 
     @cached_property
     def weight_comparisons(self) -> dict[str, Comparison]:
@@ -165,6 +158,380 @@ class SavedPair(Scene):
             held = self.moves.get(slot.tied_to) if slot.tied_to else None
             tied, other = held.target if held else None, theirs[move.target].tied_to
             if found[slot.name].verdict == "aligned" and tied != other:
-                reason = f"tied to {tied or 'nothing'} on the reference side, to {other or 'nothing'} on the candidate's"
+                reason = (
+                    f"tied to {tied or 'nothing'} on the reference side, to {other or 'nothing'} on the candidate's"
+                )
                 found[slot.name] = replace(found[slot.name], verdict="diverged", reason=reason)
         return found
+
+    # ------------------------------------------------------------------------------------------------------ localising
+
+    @cached_property
+    def differing(self) -> frozenset[Key]:
+        """Records that diverge, less what a module is given where all that is made of it agrees (a mask of −1e4 for −∞)."""
+        failing = {key for key, comparison in self.comparisons.items() if comparison.verdict == "diverged"}
+        return frozenset(key for key in failing if key[0] != "input" or self._calls.made_of(key[1]) & failing)
+
+    @cached_property
+    def wrong_weights(self) -> frozenset[str]:
+        """Reference's names of the weights that are not the reference's."""
+        return frozenset(name for name, found in self.weight_comparisons.items() if found.verdict != "aligned")
+
+    @cached_property
+    def roots(self) -> tuple[Root, ...]:
+        """Every divergence of which all that it was computed from agrees, forward ones first, in order of execution."""
+        holders = {self._calls.holder(name.rpartition(".")[0]) for name in self.wrong_weights}
+        failing = self.differing
+        found = [
+            key
+            for key in self.comparisons
+            if key in failing
+            and self._calls.holder(self.owner(*key)) not in holders
+            and key[1] not in self.wrong_weights
+            and not any(before in failing for before in self._computed_from(*key))
+        ]
+        forward = [key for key in found if key[0] in FORWARD]
+        forward += [key for key in found if key[0] in ("logits", "loss") and not forward]
+        guilty = {self.owner(*key) for key in forward}
+        backward = [key for key in found if key[0] in BACKWARD and self.owner(*key) not in guilty]
+        flowing = {self.owner(*key) for key in backward if key[0] in FLOWS}
+        backward = [key for key in backward if key[0] in FLOWS or self.owner(*key) not in flowing]
+        return tuple(
+            Root(
+                kind,
+                name,
+                self.owner(kind, name),
+                self.comparisons[kind, name],
+                self.reference64.get(kind, name),
+                self.value(self.candidate64, kind, name),
+            )
+            for kind, name in (*forward, *backward)
+            if self.reference64.get(kind, name) is not None
+        )
+
+    @cached_property
+    def _calls(self) -> _Calls:
+        return _Calls(self.reference64)
+
+    def _computed_from(self, kind: Kind, name: str) -> Iterator[Key]:
+        """The records that a record was computed from, as far as what is inside what and what came before tells."""
+        calls = self._calls
+        if kind in ("logits", "loss"):
+            yield from (key for key in calls.order if key[0] in FORWARD or (kind == "loss" and key[0] == "logits"))
+            if name != kind:
+                yield kind, kind
+            return
+        if kind == "gradient" and name not in self.moves:
+            yield from (key for key in calls.order if key != (kind, name))
+            return
+        if kind == "gradient":
+            yield from self._gradient_from(name)
+            return
+        call = calls.by_label.get(_label(name))
+        if call is None:
+            return
+        if kind == "activation" and call.inputs:
+            yield from (*call.inputs, *calls.inside(call, FORWARD))
+        elif kind in FORWARD:
+            # The parent's code: its own inputs, and what its other children gave until now.
+            yield from calls.given(call.parent)
+            for sibling in calls.children(call.parent):
+                yield from (key for key in sibling.outputs if calls.order[key] < calls.order[kind, name])
+        elif kind == "input gradient":
+            yield from (*call.inputs, *call.outputs, *call.output_gradients)
+            yield from (*calls.inside(call, FORWARD), *calls.inside(call, BACKWARD))
+        else:
+            yield from calls.given(call.parent)
+            if call.parent is None:
+                yield ("loss", "loss")
+            else:
+                yield from calls.by_label[call.parent].output_gradients
+            for sibling in calls.children(call.parent):
+                yield from (*sibling.inputs, *sibling.outputs)
+                if sibling.first > call.last:
+                    yield from sibling.input_gradients
+
+    def _gradient_from(self, name: str) -> Iterator[Key]:
+        """What a parameter's gradient was computed from: every call of each module that holds it, under all of its names."""
+        slots = {slot.name: slot.tied_to or slot.name for slot in self.sides["reference"].slots}
+        holders = {
+            self._calls.holder(other.rpartition(".")[0]) for other, one in slots.items() if one == slots.get(name)
+        }
+        calls = [call for call in self._calls.by_label.values() if call.path in holders]
+        if "" in holders or not calls:
+            yield from (key for key in self._calls.order if key[0] in (*FLOWS, "loss"))
+        for call in calls:
+            yield from (*call.inputs, *call.outputs, *call.output_gradients)
+            yield from (*self._calls.inside(call, FORWARD), *self._calls.inside(call, BACKWARD))
+
+
+@dataclass
+class _Call:
+    """One call of a module in the reference's run. first, last: positions of its first and last forward record."""
+
+    label: str
+    parent: str | None
+    first: int
+    last: int
+    inputs: list[Key] = field(default_factory=list)
+    outputs: list[Key] = field(default_factory=list)
+    input_gradients: list[Key] = field(default_factory=list)
+    output_gradients: list[Key] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        return path_of(self.label)
+
+    @property
+    def records(self) -> list[Key]:
+        return [*self.inputs, *self.outputs, *self.input_gradients, *self.output_gradients]
+
+
+class _Calls:
+    """Who called whom in a run, read off the order of its records: a module's inputs come before all that is inside it."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.order: dict[Key, int] = {
+            (record.kind, record.name): position for position, record in enumerate(trace.records)
+        }
+        self.by_label: dict[str, _Call] = {}
+        returning = {_label(name) for name in trace.names("activation")}
+        open_calls: list[str] = []
+        for (kind, name), position in self.order.items():
+            if kind not in FLOWS:
+                continue
+            label = _label(name)
+            if label not in self.by_label:
+                parent = open_calls[-1] if open_calls else None
+                self.by_label[label] = _Call(label, parent, position, position)
+                if kind == "input" and label in returning:
+                    open_calls.append(label)
+            call = self.by_label[label]
+            if kind in FORWARD:
+                call.last = position
+            if kind == "activation" and label in open_calls:
+                del open_calls[open_calls.index(label) :]
+            {
+                "input": call.inputs,
+                "activation": call.outputs,
+                "input gradient": call.input_gradients,
+                "activation gradient": call.output_gradients,
+            }[kind].append((kind, name))
+        self._paths = {call.path for call in self.by_label.values()}
+        self._children: dict[str | None, list[_Call]] = {}
+        for call in self.by_label.values():
+            self._children.setdefault(call.parent, []).append(call)
+
+    def children(self, parent: str | None) -> list[_Call]:
+        """The calls made by a call's code; None: by the model itself."""
+        return self._children.get(parent, [])
+
+    def inside(self, call: _Call, kinds: Iterable[Kind]) -> Iterator[Key]:
+        """Records of some kinds of all that was called within a call."""
+        todo = [*self.children(call.label)]
+        while todo:
+            child = todo.pop()
+            todo += self.children(child.label)
+            yield from (key for key in child.records if key[0] in kinds)
+
+    def given(self, label: str | None) -> list[Key]:
+        """What a call was given. A call whose arguments were not recorded was given what its caller had."""
+        while label is not None and not self.by_label[label].inputs:
+            label = self.by_label[label].parent
+        return [] if label is None else self.by_label[label].inputs
+
+    def made_of(self, name: str) -> set[Key]:
+        """All that was computed within the call that a record belongs to, its outputs included."""
+        call = self.by_label.get(_label(name))
+        return set() if call is None else {*call.outputs, *self.inside(call, ("activation",))}
+
+    def holder(self, path: str) -> str:
+        """The nearest module around a path (or there) that was called; "" is the model itself."""
+        while path and path not in self._paths:
+            path = path.rpartition(".")[0]
+        return path
+
+
+def _label(name: str) -> str:
+    """The call that a record belongs to: without which of its tensors it is."""
+    return name.partition("[")[0]
+
+
+# -------------------------------------------------------------------------------------------------------------- pairing
+
+
+def _experiment(reference: SavedTrace, candidate: SavedTrace) -> Experiment:
+    """The two traces as the set-up of a check whose sides can't be run.
+
+    Raises:
+        AlignmentError: they are not of the same batch, or not of models whose weights correspond.
+    """
+    _same_question(reference, candidate)
+    ours, theirs = (cast(Framework, _Recorded(saved)) for saved in (reference, candidate))
+    layout = _layout(reference, candidate)
+    twin = Twin(
+        reference.twin,
+        "two saved traces",
+        Side(reference.trace.framework, reference.target),
+        Side(candidate.trace.framework, candidate.target),
+        {},
+        _no_inputs,
+        loss=reference.loss,
+        padding=lambda _settings: reference.padding,
+    )
+    return Experiment(
+        twin,
+        Options(seed=max(reference.seed, 0)),
+        {},
+        ours,
+        theirs,
+        None,
+        None,
+        layout,
+        (),
+        correspond(reference.modules, candidate.modules, layout),
+        {reference.weights: reference.state},
+        (reference.batch,),
+        reference.data,
+        (),
+        (),
+        1,
+    )
+
+
+def _no_inputs(_settings: Mapping[str, Any]) -> InputSpec:
+    raise AlignmentError("a saved pair has one batch, and makes no other")
+
+
+def _same_question(reference: SavedTrace, candidate: SavedTrace) -> None:
+    ours, theirs = (saved.batch for saved in (reference, candidate))
+    wrong = []
+    if reference.loss != candidate.loss:
+        wrong.append(f"the loss ({reference.loss} and {candidate.loss})")
+    if len(ours.inputs) != len(theirs.inputs):
+        wrong.append(f"the number of inputs ({len(ours.inputs)} and {len(theirs.inputs)})")
+    pairs = zip(ours.inputs.items(), theirs.inputs.values(), strict=False)
+    wrong += [f"the input {name}" for (name, one), two in pairs if not _equal(one, two)]
+    if not _equal(ours.targets, theirs.targets):
+        wrong.append("the targets")
+    if wrong:
+        raise AlignmentError(
+            f"the two traces are not of the same batch: they differ in {', '.join(wrong)}; "
+            "compare traces that one run of `align explain --traces` wrote"
+        )
+
+
+def _equal(one: NDArray | None, two: NDArray | None) -> bool:
+    if one is None or two is None:
+        return one is two
+    return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
+
+
+def _layout(reference: SavedTrace, candidate: SavedTrace) -> Layout:
+    try:
+        return checkpoints.plan(reference.slots, candidate.slots, reference.trace.framework, candidate.trace.framework)
+    except CheckpointError as error:
+        raise AlignmentError(f"the two traces are not of models whose weights correspond: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------ reporting
+
+
+def pair_stages(pair: SavedPair) -> tuple[tuple[StageResult, ...], tuple[str, ...]]:
+    """The stages that two traces can answer, their roots marked; and notes on what they can't."""
+    stages = [
+        StageResult(
+            2, "initialization", tuple(_weight_rows(pair)), ("the weights both ran with; initialisers are in no trace",)
+        )
+    ]
+    notes = []
+    roots = {row_of(root) for root in pair.roots}
+    for step, name, kinds in STAGES:
+        has = {side: any(kind in kinds for kind in _kinds(trace)) for side, trace in _traces(pair).items()}
+        if not any(has.values()):
+            notes.append(f"step {step} {name}: neither trace holds it")
+        elif not all(has.values()):
+            side = next(side for side in SIDES if not has[side])
+            reason = f"the {side}'s trace holds none of it: nothing was compared"
+            stages.append(
+                StageResult(step, name, (TensorResult("module", "(all)", "(all)", None, "inconclusive", reason),))
+            )
+        else:
+            rows = [_row(pair, key, roots) for key in pair.comparisons if key[0] in kinds and _listed(pair, key)]
+            stages.append(StageResult(step, name, tuple(rows)))
+    found = tuple(stage for stage in stages if stage.tensors or stage.step != 2)
+    if any(tensor.root for stage in found for tensor in stage.tensors):
+        return found, tuple(notes)
+    return first_is_root(found), tuple(notes)
+
+
+def _traces(pair: SavedPair) -> dict[str, Trace]:
+    return {"reference": pair.reference64, "candidate": pair.candidate64}
+
+
+def _kinds(trace: Trace) -> set[Kind]:
+    return {record.kind for record in trace.records if record.value is not None}
+
+
+def _listed(pair: SavedPair, key: Key) -> bool:
+    """What the criterion gives is the loss, which is listed under that name."""
+    criterion = key[0] == "activation" and path_of(key[1]) == "criterion"
+    return not (criterion and ("loss", "loss") in pair.comparisons)
+
+
+def _weight_rows(pair: SavedPair) -> Iterator[TensorResult]:
+    roles = {slot.name: slot.role for slot in pair.sides["reference"].slots}
+    for name, comparison in pair.weight_comparisons.items():
+        row = _result(pair, roles[name], name, pair.moves[name].target, comparison)
+        yield replace(row, root=comparison.verdict == "diverged", batch=None, diverging=())
+
+
+def _row(pair: SavedPair, key: Key, roots: set[tuple[str, str]]) -> TensorResult:
+    comparison, (kind, name) = pair.comparisons[key], key
+    if comparison.verdict == "diverged" and kind == "input" and key not in pair.differing:
+        reason = f"no matter: all that {path_of(name)} makes of it agrees; {comparison.reason}"
+        comparison = replace(comparison, verdict="aligned", reason=reason, strain=0.0)
+    theirs = rename(name, pair.experiment.paths) if kind in OF_MODULES else name
+    if kind == "gradient" and name in pair.moves:
+        theirs = pair.moves[name].target
+    known = name in pair.reference64.names(kind)
+    has = pair.value(pair.candidate64, kind, name) is not None or kind == "gradient"
+    row = _result(pair, kind, name if known else None, theirs if has else None, comparison)
+    return replace(row, root=comparison.verdict == "diverged" and (kind, name) in roots)
+
+
+def _result(pair: SavedPair, record: str, ours: str | None, theirs: str | None, comparison: Comparison) -> TensorResult:
+    return TensorResult(
+        record,
+        ours,
+        theirs,
+        comparison.shape,
+        comparison.verdict,
+        comparison.reason,
+        comparison.max_abs,
+        comparison.rel_l2,
+        None,
+        comparison.worst_index,
+        comparison.seen,
+        comparison.allowed,
+        comparison.strain,
+        comparison.dtype,
+        comparison.decided_by,
+        pair.weights,
+        pair.batch.name,
+        diverging=(f"{pair.weights}/{pair.batch.name}",) if comparison.verdict == "diverged" else (),
+    )
+
+
+def weight_suspects(pair: SavedPair) -> Iterator[WeightSuspect]:
+    """A suspect for each weight that is not the reference's. What the candidate's own initialiser gives it is not known."""
+    others = {name: _wide(value) for name, value in pair.state.items()}
+    for slot in pair.sides["reference"].slots:
+        if slot.name in pair.wrong_weights:
+            move = pair.moves[slot.name]
+            theirs = _wide(undo(pair.candidate_state[move.target], move))
+            yield WeightSuspect(slot.role, slot.name, slot.kind, slot.local, others[slot.name], theirs, None, others)
+
+
+def _wide(value: NDArray) -> NDArray[np.float64]:
+    return np.asarray(value, dtype=np.float64)

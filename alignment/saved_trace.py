@@ -152,7 +152,9 @@ def save_traces(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
     """
     experiment = checked.experiment
     if experiment.layout is None:
-        raise AlignmentError(f"no traces: the candidate can't be given the reference's weights: {experiment.mismatch[0]}")
+        raise AlignmentError(
+            f"no traces: the candidate can't be given the reference's weights: {experiment.mismatch[0]}"
+        )
     scene = checked.scenes[0] if checked.scenes else Scene(experiment, "random", experiment.batches[0])
     folder = Path(folder)
     try:
@@ -189,7 +191,7 @@ def save_traces(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-class _Wrong(Exception):
+class _HeaderError(Exception):
     """What is wrong with a header; `read_trace` says in which file."""
 
 
@@ -209,25 +211,25 @@ def read_trace(path: str | Path) -> SavedTrace:
         raise AlignmentError(str(error)) from error
     try:
         return _saved(_header(file.metadata), file.tensors)
-    except _Wrong as error:
+    except _HeaderError as error:
         raise AlignmentError(f"{path}: {error}") from error
 
 
 def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
     text = metadata.get(HEADER)
     if text is None:
-        raise _Wrong("is no saved trace: it has tensors, but not the header that `align explain --traces` writes")
+        raise _HeaderError("is no saved trace: it has tensors, but not the header that `align explain --traces` writes")
     if len(text) > MOST_HEADER:
-        raise _Wrong(f"its header has {len(text):,} characters; at most {MOST_HEADER:,} are read")
+        raise _HeaderError(f"its header has {len(text):,} characters; at most {MOST_HEADER:,} are read")
     try:
         header = orjson.loads(text)
     except ValueError as error:
-        raise _Wrong(f"its header is not JSON: {error}") from error
+        raise _HeaderError(f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
-        raise _Wrong("its header is no JSON object")
+        raise _HeaderError("its header is no JSON object")
     version = header.get("schema_version")
     if type(version) is not int or version != SCHEMA_VERSION:
-        raise _Wrong(f"schema version {str(version)[:20]} is not known here; {SCHEMA_VERSION} is")
+        raise _HeaderError(f"schema version {str(version)[:20]} is not known here; {SCHEMA_VERSION} is")
     return header
 
 
@@ -236,17 +238,17 @@ def _saved(header: dict[str, Any], tensors: dict[str, NDArray]) -> SavedTrace:
 
     def take(key: str, dtype: str | None = None, shape: tuple[int, ...] | None = None) -> NDArray:
         if key not in left:
-            raise _Wrong(f"the tensor {key!r} that its header lists is missing")
+            raise _HeaderError(f"the tensor {key!r} that its header lists is missing")
         value = left.pop(key)
         if dtype is not None and str(value.dtype) != dtype:
-            raise _Wrong(f"the tensor {key!r} is {value.dtype}, where its header says {dtype}")
+            raise _HeaderError(f"the tensor {key!r} is {value.dtype}, where its header says {dtype}")
         if shape is not None and value.shape != shape:
-            raise _Wrong(f"the tensor {key!r} has shape {list(value.shape)}, where its header says {list(shape)}")
+            raise _HeaderError(f"the tensor {key!r} has shape {list(value.shape)}, where its header says {list(shape)}")
         return value
 
     dtype = _text(header, "dtype")
     if dtype != "float64":
-        raise _Wrong(f"its run is in {dtype}; only float64 can be explained without the models")
+        raise _HeaderError(f"its run is in {dtype}; only float64 can be explained without the models")
     records = tuple(
         Record(kind, name, None if stored is None else take(f"{kind}/{name}", stored))
         for kind, name, stored in _records(header)
@@ -257,14 +259,14 @@ def _saved(header: dict[str, Any], tensors: dict[str, NDArray]) -> SavedTrace:
     names = [_printable(name) for name in _get(given, "inputs", list)]
     inputs = {name: take(f"batch/{name}") for name in names}
     if not inputs or len(inputs) != len(names):
-        raise _Wrong("its batch needs at least one input, each with a name of its own")
+        raise _HeaderError("its batch needs at least one input, each with a name of its own")
     targets = take("targets") if _get(given, "targets", bool) else None
     if left:
-        raise _Wrong(f"the tensor {next(iter(left))!r} is not in its header")
+        raise _HeaderError(f"the tensor {next(iter(left))!r} is not in its header")
     modules = _get(header, "modules", list)
     loss = _text(header, "loss")
     if loss not in get_args(Loss):
-        raise _Wrong(f"loss {loss!r} is neither of {', '.join(get_args(Loss))}")
+        raise _HeaderError(f"loss {loss!r} is neither of {', '.join(get_args(Loss))}")
     return SavedTrace(
         Trace(_text(header, "framework"), dtype, records, _texts(header, "sites")),
         state,
@@ -289,15 +291,15 @@ def _records(header: Mapping[str, Any]) -> list[tuple[Kind, str, str | None]]:
         kind, name = _text(entry, "kind"), _text(entry, "name")
         dtype = None if _get(entry, "dtype", (str, type(None))) is None else _text(entry, "dtype")
         if kind not in get_args(Kind):
-            raise _Wrong(f"{name}: {kind!r} is no kind of record")
+            raise _HeaderError(f"{name}: {kind!r} is no kind of record")
         if dtype is not None and dtype not in RECORD_DTYPES:
-            raise _Wrong(f"the {kind} {name} is {dtype}, which no record is")
+            raise _HeaderError(f"the {kind} {name} is {dtype}, which no record is")
         key: tuple[Kind, str] = (kind, name)  # type: ignore[assignment]
         if key in found:
-            raise _Wrong(f"the {kind} {name} is listed twice")
+            raise _HeaderError(f"the {kind} {name} is listed twice")
         found[key] = dtype
     if not found:
-        raise _Wrong("it has no records")
+        raise _HeaderError("it has no records")
     return [(kind, name, dtype) for (kind, name), dtype in found.items()]
 
 
@@ -306,14 +308,14 @@ def _slots(header: Mapping[str, Any]) -> tuple[Slot, ...]:
     for entry in _get(header, "slots", list):
         shape = _get(entry, "shape", list)
         if not all(type(size) is int and size >= 0 for size in shape):
-            raise _Wrong("the shape of a weight is no list of sizes")
+            raise _HeaderError("the shape of a weight is no list of sizes")
         role = _text(entry, "role")
         if role not in ("parameter", "buffer"):
-            raise _Wrong(f"{role!r} is neither a parameter nor a buffer")
+            raise _HeaderError(f"{role!r} is neither a parameter nor a buffer")
         tied = None if _get(entry, "tied_to", (str, type(None))) is None else _text(entry, "tied_to")
         name = _text(entry, "name")
         if name in found or (tied is not None and tied not in found):
-            raise _Wrong(f"the weight {name} is listed twice, or tied to one that is not listed before it")
+            raise _HeaderError(f"the weight {name} is listed twice, or tied to one that is not listed before it")
         found[name] = Slot(
             name,
             _text(entry, "kind"),
@@ -330,14 +332,14 @@ def _modules(entries: Sequence[Any]) -> tuple[ModuleInfo, ...]:
     found = tuple(ModuleInfo(_text(e, "path"), _text(e, "kind"), _get(e, "own", bool)) for e in entries)
     paths = [module.path for module in found]
     if len(set(paths)) != len(paths) or paths[:1] != [""]:
-        raise _Wrong("its modules must begin with the model itself, and each stand once")
+        raise _HeaderError("its modules must begin with the model itself, and each stand once")
     return found
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
     options = _get(entry, "options", dict)
     if not all(isinstance(value, (bool, int, float, str)) for value in options.values()):
-        raise _Wrong(f"an option of {entry['path']!r} is neither a number nor a text")
+        raise _HeaderError(f"an option of {entry['path']!r} is neither a number nor a text")
     return {_printable(name): value for name, value in options.items()}
 
 
@@ -345,7 +347,7 @@ def _get(entry: Any, key: str, kind: type | tuple[type, ...]) -> Any:
     value = entry.get(key) if isinstance(entry, dict) else None
     listed = isinstance(entry, dict) and key in entry
     if not listed or type(value) not in (kind if isinstance(kind, tuple) else (kind,)):
-        raise _Wrong(f"its header lacks a {key!r} of the right kind")
+        raise _HeaderError(f"its header lacks a {key!r} of the right kind")
     return value
 
 
@@ -359,5 +361,5 @@ def _texts(entry: Any, key: str) -> dict[str, str]:
 
 def _printable(value: object) -> str:
     if not isinstance(value, str) or not value.isprintable():
-        raise _Wrong(f"a name in its header can't be printed: {str(value)[:40]!r}")
+        raise _HeaderError(f"a name in its header can't be printed: {str(value)[:40]!r}")
     return value

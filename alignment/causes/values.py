@@ -513,7 +513,13 @@ def _offset(suspect: Suspect) -> Iterator[Finding]:
 def _narrow(suspect: Suspect) -> Iterator[Trial]:
     """float64 values that hold float32 digits only: what is compared is what float32 can show."""
     candidate, reference = suspect.candidate, suspect.reference
-    if not suspect.scene.live or not comparable(suspect) or exact(suspect) or suspect.scene.dtype != "float64" or candidate is None:
+    if (
+        not suspect.scene.live
+        or not comparable(suspect)
+        or exact(suspect)
+        or suspect.scene.dtype != "float64"
+        or candidate is None
+    ):
         return
     with np.errstate(all="ignore"):
         whole = np.array_equal(candidate, candidate.astype(np.float32)) and candidate.size >= 8

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import orjson
+from click.core import ParameterSource
 
 from alignment.check import merge_reports, run_check
 from alignment.commands._options import EXIT_STATUS, make_options, refuse_unwritable, shared_options, show_report
 from alignment.errors import AlignmentError
 from alignment.experiment import Options
-from alignment.explain import explain_checked
+from alignment.explain import explain_checked, explain_traces
 from alignment.frameworks import reserve_threads
+from alignment.report import Report
 from alignment.repro import write_repros
+from alignment.saved_trace import SUFFIX, save_traces
 from alignment.twins import DEFAULT_TWIN, get_twin
 from alignment.views.json import to_json
 from alignment.views.progress import progress
@@ -23,7 +27,8 @@ from checkpoints import write_aside
 
 
 @click.command("explain", epilog="Exit status: 0 aligned, 1 diverged, 2 could not decide or could not run.")
-@click.argument("twin", required=False, metavar="[TWIN|REPORT.json]")
+@click.argument("twin", required=False, metavar="[TWIN|REPORT.json|REFERENCE.safetensors]")
+@click.argument("candidate", required=False, metavar="[CANDIDATE.safetensors]")
 @shared_options
 @click.option(
     "--repro",
@@ -31,23 +36,80 @@ from checkpoints import write_aside
     metavar="DIR",
     help="Write a script and its inputs for each root, that shows it alone.",
 )
+@click.option(
+    "--traces",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write what both sides did, to be explained where neither framework is installed.",
+)
 @click.option("--verbose", is_flag=True, help="A line for every tensor, root and identity.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit status tells.")
 def command(
-    twin: str | None, json_file: Path | None, repro: Path | None, verbose: bool, quiet: bool, **given: Any
+    twin: str | None,
+    candidate: str | None,
+    json_file: Path | None,
+    repro: Path | None,
+    traces: Path | None,
+    verbose: bool,
+    quiet: bool,
+    **given: Any,
 ) -> int:
     """Say what is behind the divergences of TWIN: where they start, which side is wrong, why, and how that is proved.
 
     TWIN is a built-in name, or package.module:attribute. A report written by `align check --json` stands for the twins in it
-    that diverged, with the options they were checked with.
+    that diverged, with the options they were checked with. Two traces that --traces wrote, the reference's first, are
+    explained without the models.
     """
     if json_file is not None:
         refuse_unwritable(json_file)
-    if repro is not None:
-        repro.mkdir(parents=True, exist_ok=True)
-        refuse_unwritable(repro / "repro.py")
+    if is_trace(twin) or candidate is not None:
+        refuse_options(click.get_current_context())
+        report = explain_pair(twin or "", candidate)
+    else:
+        report = explain_twins(twin or DEFAULT_TWIN, repro, traces, given)
+    if json_file is not None:
+        with write_aside(json_file) as file:
+            file.write(to_json(report))
+    if not quiet:
+        show_report(report, verbose)
+    return EXIT_STATUS[report.verdict]
+
+
+def is_trace(name: str | None) -> bool:
+    """Is this the name of a saved trace, and not of a twin or a report?"""
+    return name is not None and name.endswith(SUFFIX)
+
+
+def refuse_options(context: click.Context) -> None:
+    """What says how to run a model means nothing where none is run."""
+    fine = {"twin", "candidate", "json_file", "verbose", "quiet"}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name not in fine and source is ParameterSource.COMMANDLINE:
+            raise AlignmentError(f"{parameter.opts[0]} means nothing for saved traces: no model is run")
+
+
+def explain_pair(reference: str, candidate: str | None) -> Report:
+    """Explain two saved traces.
+
+    Raises:
+        AlignmentError: these are not two traces, or they can't be explained.
+    """
+    if candidate is None:
+        raise AlignmentError(f"{reference}: a trace is explained beside the other side's: name the candidate's, too")
+    if not (is_trace(reference) and is_trace(candidate)):
+        odd = candidate if is_trace(reference) else reference
+        raise AlignmentError(f"{odd}: two arguments must both be saved traces ({SUFFIX} files), the reference's first")
+    return explain_traces(reference, candidate)
+
+
+def explain_twins(name: str, repro: Path | None, traces: Path | None, given: dict[str, Any]) -> Report:
+    """Check a twin, or those of a saved report, and explain what diverges."""
+    for folder in (repro, traces):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            refuse_unwritable(folder / "any")
     reserve_threads(given["threads"])
-    name = twin or DEFAULT_TWIN
     saved = name.endswith(".json")
     asked = read_report(Path(name)) if saved else [(name, make_options(get_twin(name), **given))]
     reports = []
@@ -58,13 +120,9 @@ def command(
             reports.append(explain_checked(checked))
             if repro is not None:
                 write_repros(checked, repro)
-    report = merge_reports(reports)
-    if json_file is not None:
-        with write_aside(json_file) as file:
-            file.write(to_json(report))
-    if not quiet:
-        show_report(report, verbose)
-    return EXIT_STATUS[report.verdict]
+            if traces is not None and checked.experiment.layout is not None:
+                save_traces(checked, traces if len(asked) == 1 else traces / re.sub(r"[^\w.-]+", "_", one))
+    return merge_reports(reports)
 
 
 def read_report(path: Path) -> list[tuple[str, Options]]:
