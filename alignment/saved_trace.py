@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,8 @@ from alignment.frameworks import ModuleInfo
 from alignment.localise import Scene
 from alignment.trace import Kind, Record, Trace
 from checkpoints import CheckpointError, Slot
+from checkpoints.layouts import OPERATIONS
+from checkpoints.names import Renamed
 from fake_data import Batch
 
 SCHEMA_VERSION = 1
@@ -50,6 +52,7 @@ class SavedTrace:
     batch:    what it was given. weights: what the set of weights is called.
     loss, padding: as in `alignment.Twin`; padding is the id itself.
     twin, target, versions, data, seed: where it comes from, for the report.
+    counterparts: what the twin's name map makes of the reference's weights that it changes; None: dropped.
     """
 
     trace: Trace
@@ -66,6 +69,7 @@ class SavedTrace:
     versions: Mapping[str, str]
     data: str
     seed: int
+    counterparts: Mapping[str, Renamed | None] = field(default_factory=dict)
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
@@ -88,6 +92,7 @@ def write_trace(
     versions: Mapping[str, str] | None = None,
     data: str = "",
     seed: int = 0,
+    counterparts: Mapping[str, Renamed | None] | None = None,
 ) -> None:
     """Write one side's run; the arguments are the fields of `SavedTrace`. The file is there whole or not at all.
 
@@ -134,6 +139,10 @@ def write_trace(
             for module in modules
         ],
         "slots": [asdict(slot) for slot in slots],
+        "counterparts": {
+            name: None if renamed is None else {"name": renamed.name, "operation": renamed.operation}
+            for name, renamed in (counterparts or {}).items()
+        },
     }
     checkpoints.write(path, tensors, {HEADER: orjson.dumps(header).decode()})
 
@@ -167,12 +176,14 @@ def save_traces(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
         model = scene.model(side, "float64")
         modules = framework.modules(model)
         ours = side == "reference"
+        slots = framework.slots(experiment.reference_model if ours else experiment.candidate_model)
+        names = {slot.name: experiment.twin.names.rename(slot.name) for slot in slots if ours}
         written.append(folder / f"{side}{SUFFIX}")
         write_trace(
             written[-1],
             scene.reference64 if ours else renamed(scene.candidate64, experiment.paths),
             state=scene.state if ours else scene.candidate_state,
-            slots=framework.slots(experiment.reference_model if ours else experiment.candidate_model),
+            slots=slots,
             modules=modules,
             options={module.path: framework.options(model, module.path) for module in modules},
             batch=scene.batch,
@@ -184,6 +195,7 @@ def save_traces(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
             versions=framework.versions(),
             data=experiment.data,
             seed=experiment.options.seed,
+            counterparts={name: renamed for name, renamed in names.items() if renamed is None or renamed.changed},
         )
     return written[0], written[1]
 
@@ -282,6 +294,7 @@ def _saved(header: dict[str, Any], tensors: dict[str, NDArray]) -> SavedTrace:
         _texts(header, "versions"),
         _text(header, "data"),
         _get(header, "seed", int),
+        {_printable(name): _counterpart(entry) for name, entry in _get(header, "counterparts", dict).items()},
     )
 
 
@@ -326,6 +339,15 @@ def _slots(header: Mapping[str, Any]) -> tuple[Slot, ...]:
             tied,
         )
     return tuple(found.values())
+
+
+def _counterpart(entry: Any) -> Renamed | None:
+    if entry is None:
+        return None
+    operation = None if _get(entry, "operation", (str, type(None))) is None else _text(entry, "operation")
+    if operation is not None and operation not in OPERATIONS:
+        raise _HeaderError(f"operation {operation!r} is none of {', '.join(OPERATIONS)}")
+    return Renamed(_text(entry, "name"), operation, changed=True)
 
 
 def _modules(entries: Sequence[Any]) -> tuple[ModuleInfo, ...]:
