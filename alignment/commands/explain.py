@@ -134,6 +134,8 @@ def read_report(path: Path) -> list[tuple[str, Options]]:
     try:
         twins = orjson.loads(path.read_bytes())["twins"]
         asked = [(entry["options"], entry["seed"]) for entry in twins if entry["verdict"] != "aligned"]
+        if not all(given for given, _ in asked):
+            raise AlignmentError(f"{path}: this report is of two saved traces: name those, there is no twin to run again")
         found = [
             (
                 str(given["twin"]),

@@ -480,6 +480,8 @@ def test_written_and_explained_on_the_command_line(small_arguments, tmp_path, ca
     assert told["twins"][0]["options"] == {}
     assert told["twins"][0]["effect"] is None
     assert {"torch", "paddle", "numpy"} <= set(told["versions"])
+    assert run(["explain", str(report)]) == 2  # there is no twin in it to be run again
+    assert "two saved traces" in capsys.readouterr().err
 
 
 def test_the_report_follows_the_schema(small, tmp_path) -> None:

@@ -225,8 +225,8 @@ def parse(arguments: list[str]) -> None:
     for fault in given.get("faults") or ():
         get_fault(fault)
     twin = given.get("twin") or given.get("name")
-    if twin and twin.endswith(".json"):
-        return  # a saved report
+    if twin and twin.endswith((".json", ".safetensors")):
+        return  # a saved report, or saved traces
     if command.name in ("check", "explain") or twin or given.get("assignments"):
         parse_settings(get_twin(twin or DEFAULT_TWIN), given.get("assignments") or ())
 
