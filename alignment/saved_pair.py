@@ -149,20 +149,27 @@ class SavedPair(Scene):
     @cached_property
     def weight_comparisons(self) -> dict[str, Comparison]:
         """Reference's name of a weight -> its comparison: weights are copies, so their bits must be equal."""
-        theirs = {slot.name: slot for slot in self.sides["candidate"].slots}
+        return {
+            name: bitwise(self.state[name], undo(self.candidate_state[move.target], move))
+            for name, move in self.moves.items()
+        }
+
+    @cached_property
+    def wrong_weights(self) -> frozenset[str]:
+        """Reference's names of the weights that are not the reference's."""
+        return frozenset(name for name, found in self.weight_comparisons.items() if found.verdict != "aligned")
+
+    @cached_property
+    def ties(self) -> dict[str, str]:
+        """Reference's name of a weight that is tied on one side only, or to another -> what is wrong, in words."""
+        theirs = {slot.name: slot.tied_to for slot in self.sides["candidate"].slots}
         found = {}
         for slot in self.sides["reference"].slots:
-            move = self.moves.get(slot.name)
-            if move is None:
-                continue
-            found[slot.name] = bitwise(self.state[slot.name], undo(self.candidate_state[move.target], move))
-            held = self.moves.get(slot.tied_to) if slot.tied_to else None
-            tied, other = held.target if held else None, theirs[move.target].tied_to
-            if found[slot.name].verdict == "aligned" and tied != other:
-                reason = (
-                    f"tied to {tied or 'nothing'} on the reference side, to {other or 'nothing'} on the candidate's"
-                )
-                found[slot.name] = replace(found[slot.name], verdict="diverged", reason=reason)
+            if slot.name in self.moves:
+                held, other = self.moves.get(slot.tied_to or ""), theirs[self.moves[slot.name].target]
+                if (held.target if held else None) != other:
+                    one, two = slot.tied_to or "nothing", other or "nothing"
+                    found[slot.name] = f"tied to {one} on the reference side, to {two} on the candidate's"
         return found
 
     # ------------------------------------------------------------------------------------------------------ localising
@@ -172,11 +179,6 @@ class SavedPair(Scene):
         """Records that diverge, less what a module is given where all that is made of it agrees (a mask of −1e4 for −∞)."""
         failing = {key for key, comparison in self.comparisons.items() if comparison.verdict == "diverged"}
         return frozenset(key for key in failing if key[0] != "input" or self._calls.made_of(key[1]) & failing)
-
-    @cached_property
-    def wrong_weights(self) -> frozenset[str]:
-        """Reference's names of the weights that are not the reference's."""
-        return frozenset(name for name, found in self.weight_comparisons.items() if found.verdict != "aligned")
 
     @cached_property
     def roots(self) -> tuple[Root, ...]:
@@ -499,8 +501,12 @@ def _listed(pair: SavedPair, key: Key) -> bool:
 def _weight_rows(pair: SavedPair) -> Iterator[TensorResult]:
     roles = {slot.name: slot.role for slot in pair.sides["reference"].slots}
     for name, comparison in pair.weight_comparisons.items():
+        wrong = comparison.verdict == "diverged"
+        if comparison.verdict == "aligned" and name in pair.ties:
+            # Its gradient is the root, where there is one: equal weights compute the same.
+            comparison = replace(comparison, verdict="diverged", decided_by="metadata", reason=pair.ties[name])
         row = _result(pair, roles[name], name, pair.moves[name].target, comparison)
-        yield replace(row, root=comparison.verdict == "diverged", batch=None, diverging=())
+        yield replace(row, root=wrong, batch=None, diverging=())
 
 
 def _row(pair: SavedPair, key: Key, roots: set[tuple[str, str]]) -> TensorResult:

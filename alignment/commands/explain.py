@@ -120,7 +120,9 @@ def explain_twins(name: str, repro: Path | None, traces: Path | None, given: dic
             reports.append(explain_checked(checked))
             if repro is not None:
                 write_repros(checked, repro)
-            if traces is not None and checked.experiment.layout is not None:
+            if traces is not None and checked.experiment.layout is None:
+                click.echo(f"{one}: no traces: the candidate can't be given the reference's weights", err=True)
+            elif traces is not None:
                 save_traces(checked, traces if len(asked) == 1 else traces / re.sub(r"[^\w.-]+", "_", one))
     return merge_reports(reports)
 
@@ -135,7 +137,9 @@ def read_report(path: Path) -> list[tuple[str, Options]]:
         twins = orjson.loads(path.read_bytes())["twins"]
         asked = [(entry["options"], entry["seed"]) for entry in twins if entry["verdict"] != "aligned"]
         if not all(given for given, _ in asked):
-            raise AlignmentError(f"{path}: this report is of two saved traces: name those, there is no twin to run again")
+            raise AlignmentError(
+                f"{path}: this report is of two saved traces: name those, there is no twin to run again"
+            )
         found = [
             (
                 str(given["twin"]),

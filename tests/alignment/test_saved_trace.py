@@ -196,6 +196,17 @@ def test_what_a_module_is_given_matters_only_where_something_is_made_of_it(pair)
     assert not quiet.differing
 
 
+def test_a_tie_that_is_lost_is_explained_by_its_gradient(tmp_path) -> None:
+    experiment = prepare(get_twin("mutants.gallery:tied_net__tie_lost"), Options(batch_size=3))
+    scene = Scene(experiment, "random", experiment.batches[0])
+    twin = explain_traces(*save_traces(Checked(None, experiment, (scene,)), tmp_path)).twins[0]  # type: ignore[arg-type]
+    (finding,) = twin.findings
+    assert (finding.cause, finding.roots) == ("tie-lost", ("gradient embedding.weight",))
+    rows = {(t.record, t.name): t for stage in twin.stages for t in stage.tensors}
+    assert rows["parameter", "output.weight"].verdict == "diverged"
+    assert "tied to embedding.weight on the reference side, to nothing" in rows["parameter", "output.weight"].reason
+
+
 class Wrapped:
     """A model whose modules are called otherwise on the two sides."""
 
