@@ -18,6 +18,8 @@ KINDS = {"softmax": "Softmax", "positions": "Embedding", "table": "Embedding"}
 class FakeScene(SimpleNamespace):
     """What of a scene is asked for."""
 
+    live = True
+
     __hash__ = object.__hash__
 
 

@@ -46,6 +46,7 @@ def suspect(candidate, reference, local="weight", *, kind="Linear", ids=None, ti
         candidate_model=None,
     )
     one.scene = SimpleNamespace(
+        live=True,
         dtype="float64",
         state={} if value is None else {one.name: value},
         batch=SimpleNamespace(inputs={"ids": IDS}, targets=np.zeros(8, int)),
