@@ -63,7 +63,8 @@ def _updates(experiment: Experiment, rows: Iterable[TensorResult]) -> Iterator[A
         state, move = experiment.weights[row.weights], moves[row.name]
         values: dict[tuple[str, str], NDArray] = {}
         for side in SIDES:
-            model = experiment.model(side, "float64")
+            held = experiment.model(side, "float64")
+            held.user, model = None, held.module
             experiment.side(side)[0].load_state(
                 model, state if side == "reference" else experiment.candidate_state(state)
             )

@@ -1,7 +1,7 @@
 """The measured truth: every fault planted on every twin where it applies, and as many right configurations, judged and counted.
 
     python -m mutants.matrix --write         all of it; writes docs/mutants.json and the tables of docs/mutants.md
-    python -m mutants.matrix --only gelu     faults and twins whose names contain a word
+    python -m mutants.matrix --only gelu     faults and twins whose names contain a word; with --write the others stay as they are
 
 Each planted fault is explained as `align explain` does, with small sizes, and the same runs are judged by the tools at hand:
 reprod_log's mean difference below 1e-6, and the default tolerances of numpy.allclose and torch.testing.assert_close, on
@@ -389,7 +389,7 @@ def missed(outcomes: list[Outcome], cleans: list[Clean]) -> Iterator[str]:
     """A line for each thing that did not come out as it should."""
     for o in outcomes:
         if o.error:
-            yield f"{o.fault} on {o.twin}: could not be judged: {o.error}"
+            yield f"{o.fault} on {o.twin}: could not be judged: {o.error.splitlines()[-1]}"
         elif o.applies and not (o.detected and o.first_stage == o.stage and o.root and o.side and o.cause):
             what = [
                 name
@@ -428,6 +428,8 @@ def main() -> int:
     todo = [(planted, *pair) for pair in pairs(given.only)] + [(clean, number) for number in range(count)]
     for result in run(todo, given.workers):
         (outcomes if isinstance(result, Outcome) else cleans).append(result)
+    if given.write and given.only:
+        outcomes, cleans = _with_known(outcomes, cleans)
     order = {pair: index for index, pair in enumerate(pairs())}
     outcomes.sort(key=lambda o: order[o.fault, o.twin])
     cleans.sort(key=lambda c: (c.twin, c.seed))
@@ -438,9 +440,17 @@ def main() -> int:
     for line in wrong:
         print("-", line)
     print(f"{time.perf_counter() - start:.0f} s")
-    if given.write and not given.only:
+    if given.write:
         _write(text, wrong, outcomes, cleans)
     return 1 if any(o.error for o in outcomes) or any(c.verdict != "aligned" for c in cleans) else 0
+
+
+def _with_known(outcomes: list[Outcome], cleans: list[Clean]) -> tuple[list[Outcome], list[Clean]]:
+    """What was judged now, and of docs/mutants.json what was not."""
+    known = json.loads((DOCS / "mutants.json").read_text())
+    now = {(one.fault, one.twin) for one in outcomes}
+    kept = [Outcome(**row) for row in known["planted"] if (row["fault"], row["twin"]) not in now]
+    return [*outcomes, *kept], cleans or [Clean(**row) for row in known["clean"]]
 
 
 def _write(text: str, wrong: list[str], outcomes: list[Outcome], cleans: list[Clean]) -> None:
