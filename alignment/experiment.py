@@ -214,7 +214,6 @@ class Experiment:
         backward: bool,
         detail: bool = False,
         forced: Trace | None = None,
-        lean: bool = False,
         sink: Callable[[Record], None] | None = None,
     ) -> Trace:
         """One run of a model of one side, its modules called by the reference's names (those of `forced`, too).
@@ -232,10 +231,9 @@ class Experiment:
                 batch.targets,
                 loss=self.twin.loss,
                 backward=backward,
-                learning_rate=LEARNING_RATE if backward and not (detail or lean or forced) else None,
+                learning_rate=LEARNING_RATE if backward and not (detail or forced or sink) else None,
                 detail=detail,
                 forced=forced,
-                lean=lean,
                 sink=sink,
             )
         except (Exception, SystemExit) as error:  # a user's model may raise anything: say where, and never pass

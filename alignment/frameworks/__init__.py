@@ -136,7 +136,6 @@ class Framework(Protocol):
         learning_rate: float | None = None,
         detail: bool = False,
         forced: Trace | None = None,
-        lean: bool = False,
         sink: Callable[[Record], None] | None = None,
     ) -> Trace:
         """Run in evaluation mode and record each module's output, the logits (with and, where the model computes its own
@@ -149,9 +148,9 @@ class Framework(Protocol):
             and whatever follows gets them in place of what the module computed; in the backward pass likewise. So every
             piece of code between two records is judged by itself, and no divergence is handed on (teacher forcing).
             What is recorded is what was computed before it was replaced.
-        lean: for large runs: arrays share memory with the framework's tensors where they can, and the second forward pass,
-            without targets, is left out. A model that writes into what was recorded is run again with copies.
-        sink: is given each record as it is made, in place of keeping it; its array is good during the call.
+        sink: is given each record as it is made, in place of keeping it: large runs need no memory for them. The array shares
+            memory with the framework's tensor where it can, and is good during the call only. The second forward pass,
+            without targets, is left out.
         """
 
     def train(

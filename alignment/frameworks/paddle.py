@@ -261,39 +261,26 @@ def run(
     learning_rate: float | None = None,
     detail: bool = False,
     forced: Trace | None = None,
-    lean: bool = False,
     sink: Callable[[Record], None] | None = None,
 ) -> Trace:
     """One recorded run; see `alignment.frameworks.Framework`."""
     parameters = dict(model.named_parameters())
     _clear_gradients(parameters)
     dtype = _dtype(next(iter(parameters.values())))
-    recorder = _Recorder(model, detail, forced, lean, sink)
+    recorder = _Recorder(model, detail, forced, sink)
     array = recorder.array
     with recorder, contextlib.nullcontext() if backward else paddle.no_grad():
         logits, value = _forward(model, [_tensor(array) for array in inputs.values()], targets, loss)
-    if lean and sink is None and recorder.overwritten():
-        return run(
-            model,
-            inputs,
-            targets,
-            loss=loss,
-            backward=backward,
-            learning_rate=learning_rate,
-            detail=detail,
-            forced=forced,
-        )
     recorder.keep(Record("logits", "logits", array(logits)))
     if value is not None:
         recorder.keep(Record("loss", "loss", array(value)))
-        if loss == "model" and not lean:
+        if loss == "model" and sink is None:
             recorder.keep(Record("logits", "logits without targets", _without_targets(model, inputs)))
     if backward and value is not None:
         logits.retain_grads()
         recorder.backward(value)
-        values = to_numpy if sink is None else array  # clearing a gradient writes into its memory
         for full, tensor in {"logits": logits, **parameters}.items():
-            recorder.keep(Record("gradient", full, None if tensor.grad is None else values(tensor.grad)))
+            recorder.keep(Record("gradient", full, None if tensor.grad is None else array(tensor.grad)))
         if learning_rate is not None:
             for record in (*_adam_step(parameters, learning_rate), *_statistics_step(model, inputs)):
                 recorder.keep(record)
@@ -356,12 +343,11 @@ Sink = Callable[[Record], None] | None
 class _Recorder:
     """Hooks on every layer: they record what comes out, in detail also what goes in, and may put given values there."""
 
-    def __init__(self, model: Any, detail: bool, forced: Trace | None, lean: bool, sink: Sink) -> None:
+    def __init__(self, model: Any, detail: bool, forced: Trace | None, sink: Sink) -> None:
         self.records: list[Record] = []
         self.sites: dict[str, str] = {}
         self._detail, self._forced = detail or forced is not None, forced
-        self._lean, self.keep = lean, sink or self.records.append
-        self._shared: list[tuple[Any, int]] = []
+        self.keep, self._share = sink or self.records.append, sink is not None
         self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
         # Forced runs: what was computed, with the gradient it is given; and the tensors that took its place.
@@ -395,18 +381,11 @@ class _Recorder:
             self.keep(Record(kind, label, None if leaf.grad is None else to_numpy(leaf.grad)))
 
     def array(self, tensor: Any) -> NDArray:
-        """The tensor's values: a copy, or in a lean run its own memory."""
-        if not self._lean or not tensor.place.is_cpu_place() or tensor.dtype == paddle.bfloat16:
+        """The tensor's values: a copy, or its own memory where they are not kept."""
+        shared = self._share and tensor.place.is_cpu_place() and tensor.dtype != paddle.bfloat16
+        if not shared or not hasattr(tensor, "__dlpack_device__"):  # which it has from Paddle 3.0 on
             return to_numpy(tensor)
-        tensor = tensor.detach()
-        if not hasattr(tensor, "__dlpack_device__"):  # before Paddle 3.0
-            return to_numpy(tensor)
-        self._shared.append((tensor, tensor.inplace_version))
-        return np.from_dlpack(tensor)
-
-    def overwritten(self) -> bool:
-        """Was any of the memory that was given out written into since?"""
-        return any(tensor.inplace_version != version for tensor, version in self._shared)
+        return np.from_dlpack(tensor.detach())
 
     def _enter(self, path: str, _layer: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         label = self._label(path, self._calls.get(path, 0) + 1)

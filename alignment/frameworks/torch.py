@@ -144,32 +144,20 @@ def run(
     learning_rate: float | None = None,
     detail: bool = False,
     forced: Trace | None = None,
-    lean: bool = False,
     sink: Callable[[Record], None] | None = None,
 ) -> Trace:
     """One recorded run; see `alignment.frameworks.Framework`."""
     model.zero_grad(set_to_none=True)
     parameters = dict(model.named_parameters())
     dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
-    recorder = _Recorder(model, detail, forced, lean, sink)
+    recorder = _Recorder(model, detail, forced, sink)
     array = recorder.array
     with recorder, torch.set_grad_enabled(backward):
         logits, value = _forward(model, _on_device(model, inputs.values()), _labels(model, targets), loss)
-    if lean and sink is None and recorder.overwritten():
-        return run(
-            model,
-            inputs,
-            targets,
-            loss=loss,
-            backward=backward,
-            learning_rate=learning_rate,
-            detail=detail,
-            forced=forced,
-        )
     recorder.keep(Record("logits", "logits", array(logits)))
     if value is not None:
         recorder.keep(Record("loss", "loss", array(value)))
-        if loss == "model" and not lean:
+        if loss == "model" and sink is None:
             recorder.keep(Record("logits", "logits without targets", _without_targets(model, inputs)))
     if backward and value is not None:
         logits.retain_grad()
@@ -242,12 +230,11 @@ Sink = Callable[[Record], None] | None
 class _Recorder:
     """Hooks on every module: they record what comes out, in detail also what goes in, and may put given values there."""
 
-    def __init__(self, model: nn.Module, detail: bool, forced: Trace | None, lean: bool, sink: Sink) -> None:
+    def __init__(self, model: nn.Module, detail: bool, forced: Trace | None, sink: Sink) -> None:
         self.records: list[Record] = []
         self.sites: dict[str, str] = {}
         self._detail, self._forced = detail or forced is not None, forced
-        self._lean, self.keep = lean, sink or self.records.append
-        self._shared: list[tuple[Any, int]] = []
+        self.keep, self._share = sink or self.records.append, sink is not None
         self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
         # Forced runs: what was computed, with the gradient it is given; and the tensors that took its place.
@@ -278,16 +265,10 @@ class _Recorder:
             self.keep(Record(kind, label, None if leaf.grad is None else to_numpy(leaf.grad)))
 
     def array(self, tensor: torch.Tensor) -> NDArray:
-        """The tensor's values: a copy, or in a lean run its own memory."""
-        if not self._lean or tensor.device.type != "cpu" or tensor.dtype == torch.bfloat16:
+        """The tensor's values: a copy, or its own memory where they are not kept."""
+        if not self._share or tensor.device.type != "cpu" or tensor.dtype == torch.bfloat16:
             return to_numpy(tensor)
-        tensor = tensor.detach()
-        self._shared.append((tensor, tensor._version))
-        return tensor.numpy()
-
-    def overwritten(self) -> bool:
-        """Was any of the memory that was given out written into since?"""
-        return any(tensor._version != version for tensor, version in self._shared)
+        return tensor.detach().numpy()
 
     def _enter(self, path: str, _module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         label = self._label(path, self._calls.get(path, 0) + 1)

@@ -182,7 +182,7 @@ def test_aligned_is_status_0(small_arguments) -> None:
         ('{"twins": [{"verdict": "diverged"}]}', "no report of"),
         ('{"twins": [{"verdict": "aligned"}]}', "nothing to explain"),
         (
-            '{"twins": [{"twin": "x", "verdict": "diverged", "seed": 0, "faults": [], "options": {"steps": [9]}}]}',
+            '{"twins": [{"twin": "x", "verdict": "diverged", "seed": 0, "faults": [], "options": {"twin": "x", "steps": [9]}}]}',
             "steps are numbers",
         ),
     ],

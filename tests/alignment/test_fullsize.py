@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import paddle
 import pytest
-import torch
 
 from alignment import check, explain, fullsize
 from alignment.experiment import prepare
@@ -108,39 +107,38 @@ def test_values_that_are_no_numbers_are_never_aligned(small, monkeypatch, value,
     assert report.verdict == verdict
 
 
-class Overwriting(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = torch.nn.Linear(3, 3)
-        self.two = torch.nn.Linear(3, 3)
-
-    def forward(self, x):
-        y = self.one(x)
-        z = y.detach()
-        z += 1  # what was recorded of the first layer shares its memory
-        return self.two(y)
-
-
-def test_a_lean_run_of_a_model_that_overwrites_is_made_with_copies() -> None:
-    torch.manual_seed(0)
-    model, x = Overwriting().eval(), np.ones((2, 3), dtype=np.float32)
-    adapter = get_framework("torch")
-    lean = adapter.run(model, {"x": x}, None, loss="criterion", lean=True)
-    whole = adapter.run(model, {"x": x}, None, loss="criterion")
-    assert np.array_equal(lean.get("activation", "one"), whole.get("activation", "one"))
-
-
-def test_a_lean_run_shares_memory_and_says_the_same(small) -> None:
+def test_a_sink_is_given_what_would_be_kept(small) -> None:
     experiment = prepare(get_twin("fastformer-classifier"), small("fastformer-classifier"))
     batch = experiment.batches[0]
     for side, model in (("reference", experiment.reference_model), ("candidate", experiment.candidate_model)):
         whole = experiment.run(side, model, batch, backward=True)
-        lean = experiment.run(side, model, batch, backward=True, lean=True)
-        seen = []
-        experiment.run(side, model, batch, backward=True, lean=True, sink=lambda r: seen.append((r.kind, r.name)))  # noqa: B023
-        assert seen == [(record.kind, record.name) for record in lean.records]
-        for record in lean.records:
-            assert np.array_equal(record.value, whole.get(record.kind, record.name)), record.name
+        seen: dict[tuple[str, str], np.ndarray] = {}
+        kept = experiment.run(
+            side, model, batch, True, sink=lambda r, seen=seen: seen.update({(r.kind, r.name): r.value.copy()})
+        )
+        assert not kept.records
+        assert {name for kind, name in seen if kind == "gradient"} == set(whole.names("gradient"))
+        for (kind, name), value in seen.items():
+            assert np.array_equal(value, whole.get(kind, name)), name
+
+
+@pytest.mark.parametrize("where", [0, 17, 1000, 4095, 4099])
+def test_a_sketch_sees_a_change_of_any_one_element(monkeypatch, where) -> None:
+    monkeypatch.setattr(fullsize, "SKETCH_FROM", 1)
+    value = np.random.default_rng(0).standard_normal((41, 100)).astype(np.float32)
+    expected = lambda size: (1e-7 * size, 3e-7 * size)  # noqa: E731
+    assert fullsize._compare(fullsize.sketch(value), value + np.float32(1e-7), expected, 1.0).verdict == "aligned"
+    changed = value.copy()
+    changed.ravel()[where] += 1e-3
+    found = fullsize._compare(fullsize.sketch(value), changed, expected, 1.0)
+    assert found.verdict == "diverged"
+    position = int(np.ravel_multi_index(found.worst_index, value.shape))
+    assert abs(position - where) < fullsize.NEIGHBOURS
+    changed.ravel()[where] = np.nan
+    assert fullsize._compare(fullsize.sketch(value), changed, expected, 1.0).verdict == "diverged"
+    assert fullsize._compare(fullsize.sketch(changed), changed, expected, 1.0).verdict == "inconclusive"
+    assert fullsize._compare(fullsize.sketch(value), changed[:, :99], expected, 1.0).verdict == "diverged"
+    assert fullsize._compare(None, value, expected, 1.0).verdict == "diverged"
 
 
 def test_the_error_to_expect_goes_with_the_size_and_never_below_the_probes() -> None:
