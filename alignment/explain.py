@@ -65,8 +65,13 @@ def explain_checked(checked: Checked) -> Report:
     """Add findings to a check that has run."""
     result = checked.report.twins[0]
     findings = _findings(checked.experiment, checked.scenes, result.stages)
-    effect = _effect(checked.experiment) if findings else None
-    return replace(checked.report, twins=(replace(result, findings=findings, effect=effect),))
+    effect, notes = None, result.notes
+    if findings:
+        try:
+            effect = _effect(checked.experiment)
+        except (Exception, SystemExit) as error:  # a candidate this wrong may not train; what was found stands
+            notes = (*notes, f"the effect on training could not be measured: {type(error).__name__}: {error}")
+    return replace(checked.report, twins=(replace(result, findings=findings, effect=effect, notes=notes),))
 
 
 def explain_traces(reference: str | Path, candidate: str | Path) -> Report:
@@ -280,8 +285,6 @@ def _effect(experiment: Experiment) -> Effect | None:
             loss=experiment.twin.loss,
             learning_rate=LEARNING_RATE,
         )
-    except (AlignmentError, ValueError, RuntimeError, OSError):
-        return None  # a candidate this wrong may not train at all; what was found stands
     finally:
         experiment.reference.load_state(model, state)
     ours, *moved = np.array(reference_losses)

@@ -156,9 +156,10 @@ def judge_full_size(experiment: Experiment, shares: Shares, backward: bool) -> l
     def compare(record: Record) -> None:
         move = moves.get(record.name) if record.kind == "gradient" else None
         label = move.source if move else rename(record.name, called) if record.kind == "activation" else record.name
-        ours, theirs = known.pop((record.kind, label), None), record.value
+        theirs = record.value
         if theirs is not None and theirs.dtype.kind != "f":
-            return
+            return  # integers are compared on the probe; where the reference has numbers, what is left below says so
+        ours = known.pop((record.kind, label), None)
         if move is not None and theirs is not None and theirs.shape == move.shape_to:
             theirs = undo(theirs, move)
         if ours is None and theirs is None:
@@ -208,13 +209,13 @@ def _compare(
     if ours.shape != value.shape:
         reason = f"shape: reference {list(ours.shape)}, candidate {list(value.shape)}"
         return Comparison("diverged", "metadata", reason, ours.shape, strain=math.inf)
+    if not value.size:
+        return Comparison("inconclusive", "metadata", "empty: nothing was compared", ours.shape)
     theirs = sketch(value)
     size, rms, largest, where = _figures(ours.values, theirs.values)
     ratio = Tolerance().precision_ratio * growth
     allowed, allowed_largest = (ratio * error for error in expected(size))
-    allowed_largest = max(
-        allowed_largest, 4 * ratio * EPS32 * float(np.abs(ours.values[where])) if ours.values.size else 0.0
-    )
+    allowed_largest = max(allowed_largest, 4 * ratio * EPS32 * float(np.abs(ours.values[where])))
     seen = [("RMS", rms, allowed), ("largest", largest, allowed_largest)]
     position, apart = where * (1 if ours.sums is None else STRIDE), 0.0
     if ours.sums is not None and theirs.sums is not None:

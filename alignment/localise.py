@@ -23,6 +23,7 @@ from alignment.correspondence import path_of, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import Experiment, State
 from alignment.report import StageResult, TensorResult
+from alignment.stages import result_of
 from alignment.trace import GRADIENT_OF, Kind, Record, Trace
 from checkpoints import undo
 from fake_data import Batch
@@ -356,28 +357,9 @@ def row_of(root: Root) -> tuple[str, str]:
 
 
 def _row(root: Root, record: str, name: str, scene: Scene) -> TensorResult:
-    comparison = root.comparison
-    return TensorResult(
-        record,
-        name,
-        rename(name, scene.experiment.paths),
-        comparison.shape,
-        "diverged",
-        f"given the reference's own values: {comparison.reason}",
-        comparison.max_abs,
-        comparison.rel_l2,
-        comparison.error_ratio,
-        comparison.worst_index,
-        comparison.seen,
-        comparison.allowed,
-        comparison.strain,
-        comparison.dtype,
-        comparison.decided_by,
-        scene.weights,
-        scene.batch.name,
-        diverging=(f"{scene.weights}/{scene.batch.name}",),
-        root=True,
-    )
+    called = rename(name, scene.experiment.paths)
+    row = result_of(record, name, called, root.comparison, scene.weights, scene.batch.name)
+    return replace(row, reason=f"given the reference's own values: {row.reason}", root=True)
 
 
 def _without_consequences(experiment: Experiment, stages: tuple[StageResult, ...]) -> tuple[StageResult, ...]:

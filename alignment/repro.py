@@ -27,14 +27,17 @@ def write_repros(checked: Checked, folder: Path) -> list[Path]:
     seen = set()
     for scene in checked.scenes:
         for root in scene.roots:
-            if row_of(root) in seen or root.candidate is None:
+            here = {root.owner, *([] if root.kind == "gradient" else [path_of(root.name)])} <= set(
+                scene.experiment.paths
+            )
+            if row_of(root) in seen or root.candidate is None or not here:
                 continue
             seen.add(row_of(root))
             stem = re.sub(r"\W+", "_", f"{root.kind} {root.name}").strip("_")
             with write_aside(folder / f"{stem}.npz") as file:
                 file.write(_arrays(scene, root))
             with write_aside(folder / f"{stem}.py") as file:
-                file.write(_script(scene, root, stem).encode())
+                file.write(_script(scene, root, stem, str(checked.report.twins[0].options["twin"])).encode())
             written.append(folder / f"{stem}.py")
     return written
 
@@ -80,7 +83,7 @@ def _index(label: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _script(scene: Scene, root: Root, stem: str) -> str:
+def _script(scene: Scene, root: Root, stem: str, address: str) -> str:
     experiment = scene.experiment
     twin = experiment.twin
     operation: Operation = "copy"
@@ -104,12 +107,12 @@ def _script(scene: Scene, root: Root, stem: str) -> str:
         reference_framework=experiment.reference.name,
         candidate_framework=experiment.candidate.name,
         owner=root.owner,
-        candidate_owner=experiment.paths.get(root.owner, root.owner),
+        candidate_owner=experiment.paths[root.owner],
         child=child,
         candidate_child=experiment.paths[child],
         transpose=operation == "transpose",
         planted=planted,
-        twin=twin.name,
+        twin=address,
         criterion=twin.loss == "criterion",
     )
 

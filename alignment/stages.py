@@ -76,7 +76,7 @@ def _judged(experiment: Experiment, probe: Experiment, stages: list[Stage], prog
     judged = judge_cases(probe, backward, progress, shares.observe)
     name = next(iter(experiment.weights))
     experiment.use_threads()
-    full = [_result(*found, name, FULL_SIZE) for found in judge_full_size(experiment, shares, backward)]
+    full = [result_of(*found, name, FULL_SIZE) for found in judge_full_size(experiment, shares, backward)]
     probe.use_threads()
     progress()
     return merge([*judged, *full])
@@ -261,7 +261,7 @@ def _after_conversion(experiment: Experiment) -> list[TensorResult]:
         ours, theirs = experiment.reference.read_state(reference), experiment.candidate.read_state(candidate)
         for move in layout.moves:
             comparison = bitwise(ours[move.source], undo(theirs[move.target], move))
-            found.append(_result(slots[move.source].role, move.source, move.target, comparison, name))
+            found.append(result_of(slots[move.source].role, move.source, move.target, comparison, name))
     return merge(found)
 
 
@@ -296,7 +296,7 @@ def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
     found = []
     for name, (ours, theirs) in drawn.items():
         comparison = compare_initializers(ours, theirs, tests=len(drawn))
-        found.append(_result("initializer", name, targets[name], comparison, "own initializers"))
+        found.append(result_of("initializer", name, targets[name], comparison, "own initializers"))
     return found
 
 
@@ -333,7 +333,7 @@ def judge_cases(
     for group in groups.values():
         for one, comparison in zip(group, settle([one.comparison for one in group]), strict=True):
             results.append(
-                _result(one.record, one.reference_name, one.candidate_name, comparison, one.weights, one.batch)
+                result_of(one.record, one.reference_name, one.candidate_name, comparison, one.weights, one.batch)
             )
     return merge([*results, *metrics])
 
@@ -593,7 +593,7 @@ def _badness(result: TensorResult) -> tuple[int, float]:
     return {"aligned": 0, "inconclusive": 1, "diverged": 2}[result.verdict], result.strain
 
 
-def _result(
+def result_of(
     record: str,
     reference_name: str | None,
     candidate_name: str | None,

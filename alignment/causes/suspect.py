@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.correspondence import path_of
+from alignment.errors import AlignmentError
 from alignment.localise import Root, Scene
 from alignment.trace import GRADIENT_OF, Kind
 
@@ -217,11 +218,14 @@ class Suspect:
         """
         if not self.scene.live:
             return None
-        trace = self.scene.forced(
-            state=None if state is None else {**self.scene.state, **state},
-            options=None if options is None else {self.owner: options},
-            given=None if inputs is None else {("input", name): value for name, value in inputs.items()},
-        )
+        try:
+            trace = self.scene.forced(
+                state=None if state is None else {**self.scene.state, **state},
+                options=None if options is None else {self.owner: options},
+                given=None if inputs is None else {("input", name): value for name, value in inputs.items()},
+            )
+        except AlignmentError:
+            return None  # a candidate that can't run with the correction has not been explained by it
         value = self.scene.value(trace, self.record, self.name)
         return None if value is None else _wide(value)
 

@@ -368,11 +368,9 @@ class _Recorder:
 
     def backward(self, value: Any) -> None:
         """The backward pass: from the loss or, where values were forced, of each piece by itself."""
+        # Paddle takes a tensor once; what several layers are given comes several times.
         ends: dict[int, tuple[Any, Any]] = {}
-        for (
-            tensor,
-            gradient,
-        ) in self._seeds:  # Paddle takes a tensor once; what several layers are given comes several times
+        for tensor, gradient in self._seeds:
             _, known = ends.get(id(tensor), (tensor, None))
             ends[id(tensor)] = (tensor, gradient if known is None else known + gradient)
         tensors, gradients = [end for end, _ in ends.values()], [gradient for _, gradient in ends.values()]

@@ -139,6 +139,8 @@ def test_a_sketch_sees_a_change_of_any_one_element(monkeypatch, where) -> None:
     assert fullsize._compare(fullsize.sketch(changed), changed, expected, 1.0).verdict == "inconclusive"
     assert fullsize._compare(fullsize.sketch(value), changed[:, :99], expected, 1.0).verdict == "diverged"
     assert fullsize._compare(None, value, expected, 1.0).verdict == "diverged"
+    empty = value[:0]
+    assert fullsize._compare(fullsize.sketch(empty), empty, expected, 1.0).verdict == "inconclusive"
 
 
 def test_the_error_to_expect_goes_with_the_size_and_never_below_the_probes() -> None:
