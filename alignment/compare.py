@@ -493,6 +493,8 @@ def _same_non_finite(one: Array, two: Array) -> bool:
 
 
 def _non_finite_agrees(one: Array, two: Array) -> NDArray[np.bool_]:
+    if np.isfinite(one).all() and np.isfinite(two).all():
+        return np.ones(one.shape, dtype=bool)
     with np.errstate(invalid="ignore"):
         return np.asarray(
             (np.isfinite(one) & np.isfinite(two)) | (np.isnan(one) & np.isnan(two)) | ((one == two) & ~np.isnan(one))

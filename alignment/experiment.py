@@ -99,6 +99,8 @@ class Experiment:
     layout: None when the candidate's tensors do not correspond to the reference's (`mismatch` says why).
     paths: reference's module path -> the candidate's.
     weights: name of the set -> reference's state dict.
+    brief: few runs for each case: one of noise, and with the first weights alone a step of training and a call without
+        targets.
     """
 
     twin: Twin
@@ -117,6 +119,7 @@ class Experiment:
     faults: tuple[Fault, ...]
     notes: tuple[str, ...]
     threads: int
+    brief: bool = False
     models: dict[tuple[str, str], Model] = field(default_factory=dict, repr=False, compare=False)
 
     def build(self, side: str, seed: int = 0) -> Any:
@@ -176,13 +179,19 @@ class Experiment:
             given = self.candidate_state(state)
             for (side, _), model in models.items():
                 self.side(side)[0].load_state(model, state if side == "reference" else given)
-            moved = self.moved(name, NOISE_RUNS)
+            moved = self.moved(name, 1 if self.brief else NOISE_RUNS)
+            whole = not self.brief or name == next(iter(self.weights))
             for batch in self.batches:
-                traces = {key: self.run(key[0], model, batch, backward) for key, model in models.items()}
+                traces = {
+                    key: self.run(key[0], model, batch, backward, step=whole, brief=not whole)
+                    for key, model in models.items()
+                }
                 noise = []
                 for weights in moved:
                     self.reference.load_state(models["reference", "float32"], weights)
-                    noise.append(self.run("reference", models["reference", "float32"], batch, backward))
+                    noise.append(
+                        self.run("reference", models["reference", "float32"], batch, backward, brief=self.brief)
+                    )
                 self.reference.load_state(models["reference", "float32"], state)
                 yield Case(
                     name,
@@ -212,11 +221,16 @@ class Experiment:
         model: Any,
         batch: Batch,
         backward: bool,
+        *,
+        step: bool = False,
+        brief: bool = False,
         detail: bool = False,
         forced: Trace | None = None,
         sink: Callable[[Record], None] | None = None,
     ) -> Trace:
         """One run of a model of one side, its modules called by the reference's names (those of `forced`, too).
+
+        step: with what a step of training changes, if the run goes backward. For the others see `Framework.run`.
 
         Raises:
             AlignmentError: the model raised something; the message says on which side and batch.
@@ -231,7 +245,8 @@ class Experiment:
                 batch.targets,
                 loss=self.twin.loss,
                 backward=backward,
-                learning_rate=LEARNING_RATE if backward and not (detail or forced or sink) else None,
+                learning_rate=LEARNING_RATE if backward and step else None,
+                brief=brief,
                 detail=detail,
                 forced=forced,
                 sink=sink,
@@ -415,8 +430,10 @@ def _moved_by_one_ulp(state: State, seed: int) -> State:
     moved: State = {}
     for name, value in state.items():
         if np.issubdtype(value.dtype, np.floating):
-            towards = np.where(generator.integers(0, 2, value.shape), np.inf, -np.inf).astype(value.dtype)
-            moved[name] = np.where(value == 0, value, np.nextafter(value, towards))
+            # The neighbours of a number other than zero are those of its bit pattern, taken as an integer.
+            bits = np.unpackbits(np.frombuffer(generator.bytes(value.size // 8 + 1), np.uint8), count=value.size)
+            steps = (2 * bits.view(np.int8).reshape(value.shape) - 1) * (np.isfinite(value) & (value != 0))
+            moved[name] = (value.view(f"i{value.itemsize}") + steps).view(value.dtype)
         else:
             moved[name] = value
     return moved

@@ -71,6 +71,7 @@ def make_probe(experiment: Experiment) -> Experiment:
         weights=weights,
         batches=(_mixed(batches),),
         threads=1,
+        brief=True,
         models={},
         notes=(*experiment.notes, _note(experiment)),
     )
@@ -147,7 +148,7 @@ def judge_full_size(experiment: Experiment, shares: Shares, backward: bool) -> l
         if record.value is not None and record.value.dtype.kind == "f":
             known[record.kind, record.name] = sketch(record.value)
 
-    experiment.run("reference", model, batch, backward, sink=learn)
+    experiment.run("reference", model, batch, backward, brief=True, sink=learn)
     moves = {move.target: move for move in experiment.layout.moves}
     called = {two: one for one, two in experiment.paths.items()}
     tokens = next(iter(batch.inputs.values())).size
@@ -171,7 +172,7 @@ def judge_full_size(experiment: Experiment, shares: Shares, backward: bool) -> l
         expected = partial(shares.error, record.kind, label)
         found.append((record.kind, label, record.name, _compare(ours, theirs, expected, growth)))
 
-    experiment.run("candidate", candidate, batch, backward, sink=compare)
+    experiment.run("candidate", candidate, batch, backward, brief=True, sink=compare)
     found += [(kind, label, label, _missing("candidate")) for kind, label in known]
     return found
 
@@ -193,7 +194,8 @@ def sketch(value: NDArray) -> Sketch:
     if flat.size < SKETCH_FROM:
         return Sketch(value.shape, flat.copy(), None)
     whole = flat.size // NEIGHBOURS * NEIGHBOURS
-    sums = flat[:whole].reshape(-1, NEIGHBOURS) @ np.ones(NEIGHBOURS, dtype=flat.dtype)
+    # No BLAS product here or below: its threads, waiting for the next, would take the cores from the models.
+    sums = np.einsum("ij->i", flat[:whole].reshape(-1, NEIGHBOURS))
     return Sketch(value.shape, flat[::STRIDE].copy(), np.append(sums, flat[whole:].sum(dtype=flat.dtype)))
 
 
@@ -264,9 +266,9 @@ def _figures(one: NDArray, two: NDArray) -> tuple[float, float, float, int]:
     for start in range(0, one.size, BLOCK):
         a, b = one[start : start + BLOCK], two[start : start + BLOCK]
         d = buffer[: len(a)]
-        squares += float(np.dot(a, a))
+        squares += float(np.einsum("i,i->", a, a))
         np.subtract(a, b, out=d)
-        difference += float(np.dot(d, d))
+        difference += float(np.einsum("i,i->", d, d))
         np.abs(d, out=d)
         position = int(d.argmax())
         if d[position] > largest:

@@ -85,7 +85,7 @@ class Scene:
 
     def run(self, side: str, dtype: str | None = None, forced: Trace | None = None) -> Trace:
         """A detailed run of one side."""
-        return self.experiment.run(side, self.model(side, dtype), self.batch, self.backward, True, forced)
+        return self.experiment.run(side, self.model(side, dtype), self.batch, self.backward, detail=True, forced=forced)
 
     @cached_property
     def reference64(self) -> Trace:

@@ -467,9 +467,11 @@ def _judge_gradients(experiment: Experiment, case: Case) -> Iterable[_Measured]:
     yield _measured(case, "gradient", "logits", "logits", _pair(case, "gradient", "logits", scale))
     order = _backward_order(case.reference64)
     weights = experiment.weights[case.weights]
+    stepped = not {move.source for move in moves}.isdisjoint(case.reference64.names("update"))
     for move in sorted(moves, key=lambda move: order.get(_owner(move.source), -1)):
         yield _judge_gradient(move, case, scale, rows)
-        yield _judge_update(move, case, max(LEARNING_RATE, widest([weights[move.source]])))
+        if stepped:
+            yield _judge_update(move, case, max(LEARNING_RATE, widest([weights[move.source]])))
     for move in layout.moves:
         if own[move.source].role == "buffer" and case.reference64.get("update", move.source) is not None:
             ours, theirs = _both("update", move, case)

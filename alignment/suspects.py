@@ -68,7 +68,7 @@ def _updates(experiment: Experiment, rows: Iterable[TensorResult]) -> Iterator[A
             experiment.side(side)[0].load_state(
                 model, state if side == "reference" else experiment.candidate_state(state)
             )
-            trace = experiment.run(side, model, batches[row.batch], backward=True)
+            trace = experiment.run(side, model, batches[row.batch], backward=True, step=True)
             for kind in ("gradient", "update"):
                 value = trace.get(kind, row.name if side == "reference" else move.target)
                 if value is not None:

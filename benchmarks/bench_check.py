@@ -81,6 +81,7 @@ def bare(prepared: Experiment) -> Callable[[], Any]:
     assert batch.targets is not None
 
     def run() -> None:
+        prepared.use_threads()  # a check leaves as many as its last run had
         for parameter in ours.parameters():
             parameter.grad = None
         ours(*map(torch.from_numpy, batch.inputs.values()), torch.from_numpy(batch.targets))[0].backward()

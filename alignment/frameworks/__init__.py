@@ -134,14 +134,18 @@ class Framework(Protocol):
         loss: Where,
         backward: bool = False,
         learning_rate: float | None = None,
+        brief: bool = False,
         detail: bool = False,
         forced: Trace | None = None,
         sink: Callable[[Record], None] | None = None,
     ) -> Trace:
         """Run in evaluation mode and record each module's output, the logits (with and, where the model computes its own
-        loss, without targets) and the loss; on request the gradients of the logits and of every parameter, the change
-        of every parameter by one Adam step and of every running statistic by a forward pass in training mode (all are
-        restored).
+        loss, without targets) and the loss; on request the gradients of the logits and of every parameter, and the
+        change of every running statistic by a forward pass in training mode (all are restored).
+
+        learning_rate: record the change of every parameter by one Adam step, too.
+        brief: without the further forward passes, the one without targets and the one in training mode. The latter is not
+            made in detailed runs either.
 
         detail: record what each module is given, too, and the gradients of inputs and outputs.
         forced: a detailed trace in this model's names. Each module then gets its values in place of what it was given,
@@ -149,8 +153,7 @@ class Framework(Protocol):
             piece of code between two records is judged by itself, and no divergence is handed on (teacher forcing).
             What is recorded is what was computed before it was replaced.
         sink: is given each record as it is made, in place of keeping it: large runs need no memory for them. The array shares
-            memory with the framework's tensor where it can, and is good during the call only. The second forward pass,
-            without targets, is left out.
+            memory with the framework's tensor where it can, and is good during the call only.
         """
 
     def train(

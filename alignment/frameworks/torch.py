@@ -142,6 +142,7 @@ def run(
     loss: Literal["model", "criterion"],
     backward: bool = False,
     learning_rate: float | None = None,
+    brief: bool = False,
     detail: bool = False,
     forced: Trace | None = None,
     sink: Callable[[Record], None] | None = None,
@@ -157,16 +158,18 @@ def run(
     recorder.keep(Record("logits", "logits", array(logits)))
     if value is not None:
         recorder.keep(Record("loss", "loss", array(value)))
-        if loss == "model" and sink is None:
+        if loss == "model" and not brief:
             recorder.keep(Record("logits", "logits without targets", _without_targets(model, inputs)))
     if backward and value is not None:
         logits.retain_grad()
         recorder.backward(value)
         for full, tensor in {"logits": logits, **parameters}.items():
             recorder.keep(Record("gradient", full, None if tensor.grad is None else array(tensor.grad)))
-        if learning_rate is not None:
-            for record in (*_adam_step(parameters, learning_rate), *_statistics_step(model, inputs)):
-                recorder.keep(record)
+        steps = [] if learning_rate is None else _adam_step(parameters, learning_rate)
+        if not (brief or detail or forced):
+            steps += _statistics_step(model, inputs)
+        for record in steps:
+            recorder.keep(record)
         model.zero_grad(set_to_none=True)
     return Trace(name, dtype, tuple(recorder.records), recorder.sites)
 
