@@ -8,16 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
+from alignment.errors import AlignmentError
 from alignment.experiment import Experiment, Options, prepare
 from alignment.fullsize import FULL_SIZE, make_probe
 from alignment.localise import Scene, localise
 from alignment.report import Report, StageResult, TwinResult
 from alignment.reprod import write_reprod_logs
 from alignment.stages import run_stages
-from alignment.twins import DEFAULT_TWIN, Twin, get_twin
+from alignment.twins import DEFAULT_TWIN, Twin, get_twin, twin_of
 
 # Told (done, total) as cases are finished.
 Progress = Callable[[int, int], None]
@@ -33,23 +35,45 @@ class Checked:
 
 
 def check(
-    twin: str | Twin = DEFAULT_TWIN,
+    twin: str | Twin | None = None,
     options: Options | None = None,
     progress: Progress | None = None,
     reprod_log: Path | None = None,
+    *,
+    reference: Any = None,
+    candidate: Any = None,
+    inputs: Any = None,
+    loss: Any = None,
+    mode: Literal["eval", "train"] = "eval",
 ) -> Report:
-    """Check one twin.
+    """Check one twin, or two models.
+
+        report = alignment.check(reference=torch_module, candidate=paddle_layer, inputs=images)
 
     Args:
-        twin: a built-in name, ``"package.module:attribute"``, or a Twin.
+        twin: a built-in name, ``"package.module:attribute"``, or a Twin; nothing: the built-in default.
         options: which stages, sizes, data, weights; the default is what ``align check`` does.
         progress: called with (done, total) after every batch.
         reprod_log: a folder for pairs of files of the reprod_log package.
+        reference, candidate: in place of a twin: the two models, or a class or function that builds each. They are copied,
+            and left as they are.
+        inputs: what both are given: an array, a tuple of positional arguments, a dict of keywords, nested in any way, or an
+            iterable of such batches, of which the first few are taken; see `Twin`.
+        loss: ``"criterion"``, ``"model"`` (see `Twin`), or a pair of functions, the reference's and the candidate's, called
+            with what the model returned and the targets; each batch is then a pair (inputs, targets). None: all outputs,
+            summed up with fixed weights.
+        mode: ``"eval"`` or ``"train"``: in which the models run; dropout lets everything pass in either.
 
     Raises:
         AlignmentError, CheckpointError, DataError: it could not run; the message says what to change.
     """
-    return run_check(twin, options or Options(), progress, reprod_log).report
+    if reference is not None or candidate is not None:
+        if twin is not None:
+            raise AlignmentError("give either a twin or a reference and a candidate")
+        twin = twin_of(reference, candidate, inputs, loss, mode)
+    elif inputs is not None or loss is not None:
+        raise AlignmentError("inputs and a loss go with a reference and a candidate; a twin has its own")
+    return run_check(twin or DEFAULT_TWIN, options or Options(), progress, reprod_log).report
 
 
 def run_check(
@@ -92,8 +116,8 @@ def report_of(
     twin, options = experiment.twin, experiment.options
     result = TwinResult(
         twin=twin.name,
-        reference=f"{twin.reference.framework} {twin.reference.target}",
-        candidate=f"{twin.candidate.framework} {twin.candidate.target}",
+        reference=f"{twin.reference.framework} {twin.reference.name}",
+        candidate=f"{twin.candidate.framework} {twin.candidate.name}",
         stages=stages,
         settings=experiment.settings,
         weights=tuple(experiment.weights),
@@ -113,6 +137,7 @@ def report_of(
             "batch_size": options.batch_size,
             "length": options.length,
             "threads": options.threads,
+            "strict": options.strict,
         },
     )
     versions = own_versions() | experiment.reference.versions() | experiment.candidate.versions()

@@ -15,7 +15,7 @@ import checkpoints
 from alignment.correspondence import correspond, renamed
 from alignment.errors import AlignmentError
 from alignment.faults import Fault, get_fault
-from alignment.frameworks import Framework, get_framework, reserve_threads
+from alignment.frameworks import Framework, Loss, get_framework, own_loss, reserve_threads
 from alignment.inputs import make_batches
 from alignment.sizes import read_sizes
 from alignment.trace import Record, Trace
@@ -48,6 +48,7 @@ class Options:
     batch_size: rows of a batch. length: tokens of a row; None: at most 64.
     faults:     faults to plant on the candidate, by name or as they are.
     threads:    CPU threads of both frameworks; None: all, or one where a run is too small to gain by more.
+    strict:     call diverged, too, what the frameworks' own layers define differently: batch norm's running variance.
     """
 
     steps: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -59,6 +60,7 @@ class Options:
     length: int | None = None
     faults: tuple[str | Fault, ...] = ()
     threads: int | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not self.steps or not set(self.steps) <= {1, 2, 3, 4, 5}:
@@ -134,10 +136,19 @@ class Experiment:
         )
 
     def side(self, side: str) -> tuple[Framework, str]:
-        """Adapter and target of one side."""
+        """Adapter of one side, and what its model is called."""
         if side == "reference":
-            return self.reference, self.twin.reference.target
-        return self.candidate, self.twin.candidate.target
+            return self.reference, self.twin.reference.name
+        return self.candidate, self.twin.candidate.name
+
+    def loss(self, side: str) -> Loss:
+        """Where the loss of one side comes from, as `Framework.run` takes it."""
+        own = self.twin.reference if side == "reference" else self.twin.candidate
+        return own.loss if self.twin.loss == "function" else self.twin.loss
+
+    def has_loss(self, batch: Batch) -> bool:
+        """Is there a loss of this batch? Cross entropy needs targets."""
+        return batch.targets is not None or not own_loss(self.twin.loss)
 
     def candidate_state(self, reference_state: State) -> State:
         """The weights the candidate is given: converted, with the planted faults."""
@@ -241,9 +252,8 @@ class Experiment:
         try:
             trace = framework.run(
                 model,
-                batch.inputs,
-                batch.targets,
-                loss=self.twin.loss,
+                batch,
+                loss=self.loss(side),
                 backward=backward,
                 learning_rate=LEARNING_RATE if backward and step else None,
                 brief=brief,
@@ -343,10 +353,11 @@ def plant(experiment: Experiment, model: Any) -> None:
 def _build(framework: Framework, side: Side, settings: Mapping[str, Any], seed: int, twin: Twin) -> Any:
     settings = {**settings, **side.settings}
     try:
-        return framework.build(side.target, settings, seed, criterion=twin.loss == "criterion")
+        return framework.build(side.target, settings, seed, criterion=twin.loss == "criterion", mode=twin.mode)
     except (Exception, SystemExit) as error:  # a user's class may raise anything: say where, and never pass
         what = f"{type(error).__name__}: {error}"
-        raise AlignmentError(f"{side.target} can't be built with {_listed(settings)}: {what}") from error
+        given = f" with {_listed(settings)}" if settings else ""
+        raise AlignmentError(f"{side.name} can't be built{given}: {what}") from error
 
 
 def _threads(slots: tuple[Slot, ...], batches: tuple[Batch, ...]) -> int:
@@ -418,7 +429,8 @@ def randomise(slots: tuple[Slot, ...], state: State, seed: int) -> State:
         elif slot.role == "buffer" or not np.issubdtype(value.dtype, np.floating):
             result[slot.name] = value
         else:
-            deviation = min(0.3, 1.2 / np.sqrt(value.shape[-1])) if value.ndim > 1 else 0.3
+            inputs = math.prod(value.shape[1:] if value.ndim > 2 else value.shape[-1:])
+            deviation = min(0.3, 1.2 / math.sqrt(max(1, inputs))) if value.ndim > 1 else 0.3
             centre = 1.0 if value.ndim == 1 and slot.kind.endswith("Norm") and slot.local == "weight" else 0.0
             result[slot.name] = (centre + deviation * generator.standard_normal(value.shape)).astype(value.dtype)
     return result

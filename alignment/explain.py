@@ -256,14 +256,10 @@ def _effect(experiment: Experiment) -> Effect | None:
     if experiment.layout is None:
         return None
     first = experiment.batches[0]
-    usable = [b for b in experiment.batches if b.targets is not None and _shapes(b) == _shapes(first)]
+    usable = [b for b in experiment.batches if experiment.has_loss(b) and _shapes(b) == _shapes(first)]
     if not usable:
         return None
-    batches = [
-        (batch.inputs, batch.targets)
-        for step in range(TRAINING_STEPS)
-        if (batch := usable[step % len(usable)]).targets is not None
-    ]
+    batches = [usable[step % len(usable)] for step in range(TRAINING_STEPS)]
     name, state = next(iter(experiment.weights.items()))
     held = experiment.model("candidate", "float32")
     held.user, model, candidate = None, experiment.reference_model, held.module
@@ -275,14 +271,14 @@ def _effect(experiment: Experiment) -> Effect | None:
             losses = experiment.reference.train(
                 model,
                 batches,
-                loss=experiment.twin.loss,
+                loss=experiment.loss("reference"),
                 learning_rate=LEARNING_RATE,
             )
             reference_losses.append(losses)
         theirs = experiment.candidate.train(
             candidate,
             batches,
-            loss=experiment.twin.loss,
+            loss=experiment.loss("candidate"),
             learning_rate=LEARNING_RATE,
         )
     finally:

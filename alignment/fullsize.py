@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from alignment.compare import EPS32, Comparison, Tolerance, sequential
 from alignment.correspondence import rename
 from alignment.experiment import Case, Experiment, matrix_elements, plan_layout
-from alignment.inputs import make_batches
+from alignment.inputs import declared_spec, make_batches
 from alignment.trace import Record
 from checkpoints import undo
 from fake_data import Batch
@@ -41,12 +41,13 @@ def make_probe(experiment: Experiment) -> Experiment:
     """The experiment itself where its runs are small; else the same with few rows and tokens, and the words cut to a few."""
     tokens = max(next(iter(batch.inputs.values())).size for batch in experiment.batches)
     slots = experiment.reference.slots(experiment.reference_model)
-    if tokens * matrix_elements(slots) < LARGE_RUN or experiment.layout is None:
+    own = any(batch.structure is not None for batch in experiment.batches)  # those can't be made smaller
+    if tokens * matrix_elements(slots) < LARGE_RUN or experiment.layout is None or own:
         return experiment
     twin, options, settings = experiment.twin, experiment.options, dict(experiment.settings)
     if twin.vocabulary is not None:
         settings[twin.vocabulary] = min(settings[twin.vocabulary], PROBE_VOCABULARY)
-    longest = twin.inputs(settings).max_length
+    longest = declared_spec(twin, settings).max_length
     batches = make_batches(
         twin,
         settings,

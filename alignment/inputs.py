@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from alignment.errors import AlignmentError
+from alignment.structures import as_array, describe
 from alignment.twins import Settings, Twin
 from fake_data import Batch, InputSpec, Labels, adversarial_batches, make_batch
 from fake_data.amazon import EncodedReviews, encode_reviews, synthetic_reviews
@@ -19,6 +22,8 @@ from fake_data.amazon import EncodedReviews, encode_reviews, synthetic_reviews
 REVIEWS = 512
 ORDINARY_BATCHES = 2
 DEFAULT_LENGTH = 64
+# Of a data loader only so many are taken: a few batches tell what a model computes.
+GIVEN_BATCHES = 4
 # Larger files are checked only as far as they are read: a second of decompression is the most a check should spend on it.
 WHOLE_FILE_BYTES = 64 << 20
 
@@ -48,11 +53,16 @@ def make_batches(
         DataError: the reviews can't be read.
     """
     settings = dict(settings)
+    declared = _declared(twin, settings)
+    if not isinstance(declared, InputSpec):
+        if data is not None:
+            raise AlignmentError(f"{twin.name} brings its own inputs: leave out --data")
+        return Chosen(settings, given_batches(declared, needs_targets(twin)), "given inputs", ())
     data = data or twin.data
     notes: tuple[str, ...] = ()
     ordinary: list[Batch]
     if data == "fake":
-        spec = _spec(twin, settings)
+        spec = declared_spec(twin, settings)
         length = _length(spec, length)
         ordinary = [
             make_batch(spec, seed=seed, batch_size=batch_size, length=length, name=f"random-{number}")
@@ -63,7 +73,7 @@ def make_batches(
         raise AlignmentError(f"{twin.name} takes no reviews: leave out --data, or use --data fake")
     else:
         count = max(REVIEWS, ORDINARY_BATCHES * batch_size)
-        spec = _spec(twin, settings)
+        spec = declared_spec(twin, settings)
         length = _length(spec, length)
         synthetic = data == "synthetic"
         if not synthetic:
@@ -83,7 +93,7 @@ def make_batches(
                 f"{twin.vocabulary}={settings[twin.vocabulary]} is too small: these reviews have {reviews.num_tokens} ids, "
                 f"padding included; use --set {twin.vocabulary}={reviews.num_tokens} or leave it out"
             )
-        spec = _spec(twin, settings)
+        spec = declared_spec(twin, settings)
         ordinary = [_reviews(twin, settings, spec, reviews, number, batch_size) for number in range(ORDINARY_BATCHES)]
         source = f"{'synthetic reviews' if synthetic else data}, {len(reviews.labels)} read"
         notes = (*reviews.notes, *(f"line {bad.number}: {bad.why}" for bad in reviews.bad_lines[:3]))
@@ -108,12 +118,69 @@ def _refuse_damaged(path: Path) -> None:
         raise AlignmentError(f"{path}: the gzip data is cut or damaged ({error}); get the file again") from error
 
 
-def _spec(twin: Twin, settings: Settings) -> InputSpec:
+def _declared(twin: Twin, settings: Settings) -> Any:
+    if isinstance(twin.inputs, InputSpec) or not callable(twin.inputs):
+        return twin.inputs
     try:
         return twin.inputs(settings)
-    except ValueError as error:
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
         listed = ", ".join(f"{name}={value}" for name, value in settings.items())
         raise AlignmentError(f"{twin.name} takes no input with {listed}: {error}") from error
+
+
+def declared_spec(twin: Twin, settings: Settings) -> InputSpec:
+    """What a twin declares of its inputs with these settings.
+
+    Raises:
+        AlignmentError: it brings inputs of its own, or has none with these settings.
+    """
+    spec = _declared(twin, settings)
+    if not isinstance(spec, InputSpec):
+        raise AlignmentError(f"{twin.name} brings its own inputs, and declares none to make fake data of")
+    return spec
+
+
+def needs_targets(twin: Twin) -> bool:
+    """Does a batch of a twin's own inputs come with targets?"""
+    return twin.loss != "outputs"
+
+
+def given_batches(inputs: Any, targets: bool) -> tuple[Batch, ...]:
+    """Batches of inputs as they are: of one, or the first of an iterable of several (see `alignment.twins.Twin`).
+
+    Raises:
+        AlignmentError: there is none, or one is of another form.
+    """
+    one = isinstance(inputs, (tuple, Mapping)) or hasattr(inputs, "__array__")
+    if not one and not isinstance(inputs, Iterable):
+        raise AlignmentError(
+            f"inputs are an array, a tuple of arguments, a dict of keywords or an iterable of such, not a "
+            f"{type(inputs).__name__}"
+        )
+    try:
+        several = [inputs] if one else list(itertools.islice(inputs, GIVEN_BATCHES))
+    except (Exception, SystemExit) as error:  # a user's data loader may raise anything
+        raise AlignmentError(f"the inputs can't be read: {type(error).__name__}: {error}") from error
+    if not several:
+        raise AlignmentError("the inputs hold no batch")
+    return tuple(_given(value, targets, f"given-{number}") for number, value in enumerate(several, 1))
+
+
+def _given(value: Any, with_targets: bool, name: str) -> Batch:
+    targets = None
+    if with_targets:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise AlignmentError(f"batch {name}: the loss needs targets, so a batch is a pair (inputs, targets)")
+        value, targets = value
+    keywords = dict(value) if isinstance(value, Mapping) else {}
+    arguments = () if isinstance(value, Mapping) else tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not all(isinstance(key, str) for key in keywords):
+        raise AlignmentError(f"batch {name}: the keys of a dict of keywords must be texts")
+    plain = hasattr(targets, "__array__")
+    arrays, structure = describe(arguments, keywords, None if plain else targets)
+    if not arrays:
+        raise AlignmentError(f"batch {name} holds no array")
+    return Batch(name, arrays, as_array(targets, "targets") if plain else None, structure)
 
 
 def _length(spec: InputSpec, length: int | None) -> int:

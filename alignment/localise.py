@@ -32,6 +32,8 @@ from fake_data import Batch
 MOST_SCENES = 4
 
 FORWARD: tuple[Kind, ...] = ("input", "activation")
+# What comes of the last module: what the model returns, and the loss.
+END: tuple[Kind, ...] = ("logits", "output", "loss")
 FLOWS: frozenset[Kind] = frozenset((*GRADIENT_OF, *GRADIENT_OF.values()))
 
 
@@ -65,7 +67,7 @@ class Scene:
         self.experiment, self.weights, self.batch, self.dtype = experiment, weights, batch, dtype
         self.state = experiment.weights[weights]
         self.moves = {move.source: move for move in experiment.layout.moves}
-        self.backward = 5 in experiment.options.steps and batch.targets is not None
+        self.backward = 5 in experiment.options.steps and experiment.has_loss(batch)
 
     # ------------------------------------------------------------------------------------------------------------ runs
 
@@ -191,7 +193,7 @@ class Scene:
     def points(self) -> Iterable[tuple[Kind, str]]:
         """Everything the reference's run recorded, in the order it came to be."""
         for record in self.reference64.records:
-            if record.kind in FLOWS or record.kind in ("gradient", "loss") or record.name == "logits":
+            if record.kind in FLOWS or record.kind in ("gradient", "loss", "output") or record.name == "logits":
                 yield record.kind, record.name
 
     def failing(self, trace: Trace, kinds: Iterable[Kind] | None = None) -> dict[tuple[Kind, str], Comparison]:
@@ -237,17 +239,18 @@ class Scene:
         trace = self.forced_run
         failing = self.failing(trace)
         forward = [key for key in failing if key[0] in FORWARD and self._matters(*key)]
-        forward += [key for key in failing if key[0] in ("logits", "loss") and not forward]
+        forward += [key for key in failing if key[0] in END and not forward]
         # Code that is wrong forward is wrong backward, too.
         guilty = {self.owner(*key) for key in forward}
-        backward = [key for key in failing if key[0] not in (*FORWARD, "logits", "loss")]
+        backward = [key for key in failing if key[0] not in (*FORWARD, *END)]
         backward = [key for key in backward if self.owner(*key) not in guilty]
         if forward:  # what is never called has no gradient, for the reason that it is not called
             called = {"", *(path_of(name) for name in trace.names("activation"))}
             backward = [key for key in backward if key[0] != "gradient" or self.owner(*key) in called]
         flowing = {self.owner(*key) for key in backward if key[0] in FLOWS}
         backward = [key for key in backward if key[0] in FLOWS or self.owner(*key) not in flowing]
-        backward = [key for key in backward if key != ("gradient", "logits")] or backward
+        of_weights = [key for key in backward if key[0] != "gradient" or key[1] in self.moves]
+        backward = of_weights or backward
         return tuple(
             Root(
                 kind,
@@ -272,7 +275,7 @@ class Scene:
         """Path of the module whose code computes a record."""
         if kind == "gradient" and name in self.moves:
             return name.rpartition(".")[0]
-        if kind in ("logits", "loss", "gradient"):
+        if kind in (*END, "gradient"):
             return ""
         path = path_of(name)
         return path if kind in ("activation", "input gradient") else path.rpartition(".")[0]
@@ -399,9 +402,10 @@ _STEP = {
     "input": 3,
     "activation": 3,
     "logits": 3,
+    "output": 3,
     "loss": 4,
     "gradient": 5,
     "input gradient": 5,
     "activation gradient": 5,
 }
-_RUN = ("activation", "logits", "loss", "metric", "gradient")
+_RUN = ("activation", "logits", "output", "loss", "metric", "gradient")

@@ -38,7 +38,7 @@ RECORD_DTYPES = frozenset(
     ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"),
 )
 
-Loss = Literal["model", "criterion"]
+Loss = Literal["model", "criterion", "outputs", "function"]
 Options = Mapping[str, Mapping[str, Any]]
 
 

@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["activation", "logits", "loss", "gradient", "update", "input", "input gradient", "activation gradient"]
+Kind = Literal[
+    "activation", "logits", "output", "loss", "gradient", "update", "input", "input gradient", "activation gradient"
+]
 
 # Tensors that flow between modules, and the kind of the loss's gradient with respect to them.
 GRADIENT_OF: dict[Kind, Kind] = {"input": "input gradient", "activation": "activation gradient"}
@@ -20,13 +22,14 @@ GRADIENT_OF: dict[Kind, Kind] = {"input": "input gradient", "activation": "activ
 class Record:
     """One named tensor.
 
-    kind:  what it is: a module's output (activation), the logits, the loss, a parameter's gradient, the change of a
-           parameter by an optimizer step or of a running statistic by a forward pass in training mode (update). In a
-           detailed trace besides: what a module was given (input), and the loss's gradient with respect to an output
-           (activation gradient: of all that is made of it) or an input (input gradient: through this module alone).
+    kind:  what it is: a module's output (activation), the logits or what else the model returns (output), the loss, a
+           parameter's gradient, the change of a parameter by an optimizer step or of a running statistic by a forward
+           pass in training mode (update). In a detailed trace besides: what a module was given (input), and the loss's
+           gradient with respect to an output (activation gradient: of all that is made of it) or an input (input
+           gradient: through this module alone).
     name:  module path (``"layers.0.norm"``; a second call is ``"layers.0.norm#2"``, a second output or argument
-           ``"…[1]"``, one in a nested tuple ``"…[1.0]"``), or the tensor's state-dict name for gradients and updates; in
-           this side's own words.
+           ``"…[1]"``, one in a nested tuple or of a name ``"…[1.0]"``, ``"…[mask]"``), or the tensor's state-dict name for
+           gradients and updates; in this side's own words.
     value: the array in this side's own layout; None where the framework gave no gradient.
     """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from alignment.errors import AlignmentError
+from alignment.frameworks import FRAMEWORKS, Loss, Target
 from checkpoints import NameMap
 from fake_data import Field, Ids, InputSpec, Labels, Mask
 
@@ -19,14 +20,30 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a twin. framework: ``"torch"`` or ``"paddle"``; target: ``"package.module:Class"``.
+    """One side of a twin.
 
-    settings: constructor keywords of this side alone, besides those both sides get.
+    framework: ``"torch"`` or ``"paddle"``.
+    target:    ``"package.module:Class"``, a class or function that builds the model, or the model itself, which is copied.
+    settings:  constructor keywords of this side alone, besides those both sides get.
+    loss:      this side's loss, where the twin's is a function: ``loss(what the model returned, targets)``, or its name.
     """
 
     framework: str
-    target: str
+    target: Target
     settings: Mapping[str, Any] = field(default_factory=dict)
+    loss: Loss = None
+
+    @property
+    def name(self) -> str:
+        """What the side is called in reports."""
+        if isinstance(self.target, str):
+            return self.target
+        return str(getattr(self.target, "__qualname__", type(self.target).__qualname__))
+
+    @property
+    def built(self) -> bool:
+        """Is there a target that builds models, so that an initializer can be tried? A ready model can only be copied."""
+        return isinstance(self.target, (str, type)) or not hasattr(self.target, "state_dict")
 
 
 @dataclass(frozen=True)
@@ -34,9 +51,15 @@ class Twin:
     """Two models and how to run them.
 
     settings:    constructor keywords with the sizes a check uses by default (small: a check takes seconds).
-    inputs:      settings -> declared inputs, in the order of forward's arguments; the field ``targets`` goes to the loss.
+    inputs:      what the models are given, or settings -> it. Either an `InputSpec`, which declares inputs in the order of
+                 forward's arguments, the field ``targets`` going to the loss; or the inputs of one batch: an array, a
+                 tuple of positional arguments, a dict of keywords, nested in any way, of arrays or tensors; or a list, a
+                 data loader or any other iterable of such batches. Where the loss needs targets, a batch is a pair
+                 (inputs, targets).
     loss:        ``"model"`` when forward(…, targets) returns (loss, logits); ``"criterion"`` when the loss is the mean
-                 cross entropy of the logits forward returns.
+                 cross entropy of the logits forward returns; ``"outputs"``: all that forward returns, summed up with fixed
+                 weights; ``"function"``: each side's own `Side.loss`.
+    mode:        ``"eval"`` or ``"train"``: in which the models run. Dropout lets everything pass in either.
     vocabulary:  the setting that holds the vocabulary's size; None: the model takes no reviews.
     padding:     settings -> the id of padding.
     mask_input:  (module path, position of the argument) where the mask enters, for planting mask faults.
@@ -49,8 +72,9 @@ class Twin:
     reference: Side
     candidate: Side
     settings: dict[str, Any]
-    inputs: Callable[[Settings], InputSpec]
-    loss: Literal["model", "criterion"] = "model"
+    inputs: Any
+    loss: Literal["model", "criterion", "outputs", "function"] = "model"
+    mode: Literal["eval", "train"] = "eval"
     vocabulary: str | None = None
     padding: Callable[[Settings], int] = lambda _settings: 0
     mask_input: tuple[str, int] | None = None
@@ -69,6 +93,49 @@ def get_twin(name: str) -> Twin:
     if name not in TWINS:
         raise AlignmentError(f"unknown twin {name!r}; built in: {', '.join(TWINS)}")
     return TWINS[name]
+
+
+def twin_of(
+    reference: Any, candidate: Any, inputs: Any, loss: Any = None, mode: Literal["eval", "train"] = "eval"
+) -> Twin:
+    """A Twin of two models, or of what builds them; the arguments are those of `alignment.check`.
+
+    Raises:
+        AlignmentError: one is missing, or of no known framework.
+    """
+    if reference is None or candidate is None or inputs is None:
+        missing = [n for n, v in (("reference", reference), ("candidate", candidate), ("inputs", inputs)) if v is None]
+        raise AlignmentError(f"two models and what they are given are needed; missing: {', '.join(missing)}")
+    functions: tuple[Any, Any] = (None, None)
+    if isinstance(loss, (tuple, list)) and len(loss) == 2:
+        functions, loss = (loss[0], loss[1]), "function"
+    elif loss is not None and loss not in ("model", "criterion", "outputs"):
+        raise AlignmentError(
+            "loss is 'criterion', 'model', 'outputs', or a pair of functions (reference's, candidate's)"
+        )
+    sides = [
+        Side(framework_of(model, name), model, loss=function)
+        for name, model, function in zip(("reference", "candidate"), (reference, candidate), functions, strict=True)
+    ]
+    name = sides[0].name.rpartition(".")[2]
+    return Twin(name, "two models", sides[0], sides[1], {}, inputs, loss=loss or "outputs", mode=mode)
+
+
+def framework_of(model: Any, side: str) -> str:
+    """The framework of a model, or of a class of models.
+
+    Raises:
+        AlignmentError: it can't be told.
+    """
+    kind = model if isinstance(model, type) else type(model)
+    for base in kind.__mro__:
+        package = base.__module__.partition(".")[0]
+        if package in FRAMEWORKS and base.__name__ in ("Module", "Layer"):
+            return package
+    raise AlignmentError(
+        f"the {side} is a {kind.__name__}: neither a torch.nn.Module nor a paddle.nn.Layer, nor a class of one; for a "
+        "function that builds one, make a Twin whose Side names its framework"
+    )
 
 
 def import_attribute(name: str, kind: type[Value]) -> Value:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +21,16 @@ IdMaker = Callable[[Ids, Raw, tuple[int, ...]], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One batch: `inputs` in forward order, and `targets` where the spec has them."""
+    """One batch: `inputs` in forward order, and `targets` where the spec has them.
+
+    structure: how a model is called with the inputs where they are not simply its positional arguments, as
+    `alignment.structures.describe` says it.
+    """
 
     name: str
     inputs: dict[str, np.ndarray]
     targets: np.ndarray | None
+    structure: Any = None
 
 
 def make_batch(spec: InputSpec, *, seed: int, batch_size: int, length: int, name: str = "random") -> Batch:

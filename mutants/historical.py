@@ -50,16 +50,14 @@ def second_losses(
     framework = experiment.side(side)[0]
     model = experiment.reference_model if side == "reference" else experiment.candidate_model
     first, second = batches
-    trace = framework.run(
-        model, first.inputs, first.targets, loss=experiment.twin.loss, backward=True, learning_rate=LEARNING_RATE
-    )
+    trace = framework.run(model, first, loss=experiment.twin.loss, backward=True, learning_rate=LEARNING_RATE)
     before = framework.read_state(model)
     after = {
         name: value if (step := trace.get("update", name)) is None else (value + step).astype(value.dtype)
         for name, value in before.items()
     }
     framework.load_state(model, after)
-    logits = framework.run(model, second.inputs, second.targets, loss=experiment.twin.loss).get("logits", "logits")
+    logits = framework.run(model, second, loss=experiment.twin.loss).get("logits", "logits")
     framework.load_state(model, before)
     right = trace.get("update", "dense_linear.bias")
     assert logits is not None

@@ -117,11 +117,11 @@ def planted(fault_name: str, variant: str) -> Outcome:
         name, settings = VARIANTS.get(variant, (variant, {}))
         if variant in VARIANTS:
             twin, faults, stage = get_twin(name), (fault,), fault.stage
-            options = Options(settings=settings, data="fake", batch_size=3, length=8, faults=faults)
+            options = Options(settings=settings, data="fake", batch_size=3, length=8, faults=faults, strict=True)
         else:
             twin, stage = get_twin(f"mutants.gallery:{re.sub(r'[^a-zA-Z0-9]', '_', variant)}__"
                                    f"{re.sub(r'[^a-zA-Z0-9]', '_', fault_name)}"), fault.stage  # fmt: skip
-            options = Options(batch_size=5 if variant == "recurrent-net" else 3)
+            options = Options(batch_size=5 if variant == "recurrent-net" else 3, strict=True)
         checked = run_check(twin, options)
         result = explain_checked(checked).twins[0]
         tools = _tools(checked.experiment)
@@ -228,7 +228,7 @@ def clean(number: int) -> Clean:
     gallery = name in GALLERY
     try:
         twin = GALLERY[name] if gallery else get_twin(name)
-        options = Options(settings=settings, data="fake", batch_size=batch_size, length=length, seed=seed)
+        options = Options(settings=settings, data="fake", batch_size=batch_size, length=length, seed=seed, strict=True)
         checked = run_check(twin, options)
         result = checked.report.twins[0]
         tools = _tools(checked.experiment)

@@ -65,6 +65,11 @@ _SHARED = (
         type=click.IntRange(1, 1024),
         help="CPU threads of both frameworks  [default: all cores; one for small runs]",
     ),
+    click.option(
+        "--strict",
+        is_flag=True,
+        help="Call diverged, too, what the frameworks' own layers define differently: batch norm's running variance.",
+    ),
 )
 
 
@@ -86,6 +91,7 @@ def make_options(
     length: int | None,
     faults: tuple[str, ...],
     threads: int | None,
+    strict: bool,
     steps: tuple[int, ...] = (),
 ) -> Options:
     """The options of a check of `twin` as the command line gave them."""
@@ -101,6 +107,7 @@ def make_options(
         length=length,
         faults=faults,
         threads=threads,
+        strict=strict,
     )
 
 

@@ -82,6 +82,7 @@ def command(
     json_file: Path | None,
     reprod_log: Path | None,
     threads: int | None,
+    strict: bool,
     verbose: bool,
     quiet: bool,
 ) -> int:
@@ -118,6 +119,7 @@ def command(
             length=length,
             faults=faults,
             threads=threads,
+            strict=strict,
             steps=steps,
         )
         twins.append((name, options))

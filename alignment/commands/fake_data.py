@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from alignment.errors import AlignmentError
+from alignment.inputs import declared_spec
 from alignment.twins import DEFAULT_TWIN, get_twin, parse_settings
 from alignment.views.progress import progress
 from fake_data import adversarial_batches, make_batch, save_batches
@@ -63,7 +64,7 @@ def batches(
     """
     _refuse_overwriting(out, force)
     twin = get_twin(name)
-    spec = twin.inputs(parse_settings(twin, assignments))
+    spec = declared_spec(twin, parse_settings(twin, assignments))
     length = min(DEFAULT_LENGTH, spec.max_length) if length is None else length
     made = [
         make_batch(spec, seed=seed, batch_size=batch_size, length=length),

@@ -15,13 +15,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
 from alignment.errors import AlignmentError, FrameworkMissingError
 from alignment.trace import Record, Trace
 from checkpoints.structure import Slot
+from fake_data import Batch
 
 # framework -> (adapter module, package to look for, how to get it)
 FRAMEWORKS = {
@@ -33,7 +34,27 @@ FRAMEWORKS = {
     ),
 }
 
-Where = Literal["model", "criterion"]
+# A class or function that builds a model, ``"package.module:Class"`` which names one, or a model to copy.
+Target = Any
+# Where the loss comes from; see `alignment.twins.Twin`. Anything else than these is a function, or names one.
+Loss = Any
+OWN_LOSS = ("model", "criterion")
+
+# Attribute of a model that was cast to a dtype, for one that has no tensor to tell it.
+CAST_TO = "_alignment_cast_to"
+
+
+def own_loss(loss: Loss) -> bool:
+    """Is the loss a cross entropy of logits, by the model itself or by a criterion?"""
+    return isinstance(loss, str) and loss in OWN_LOSS
+
+
+def load_target(target: Target) -> Callable[..., Any]:
+    """The function or class itself, or the one that ``"package.module:name"`` names."""
+    if not isinstance(target, str):
+        return cast("Callable[..., Any]", target)
+    module, _, attribute = target.partition(":")
+    return cast("Callable[..., Any]", getattr(importlib.import_module(module), attribute))
 
 
 @dataclass(frozen=True)
@@ -99,10 +120,13 @@ class Framework(Protocol):
     def set_threads(self, count: int) -> None:
         """Use `count` CPU threads."""
 
-    def build(self, target: str, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False) -> Any:
-        """A new float32 model: class `target` (``"package.module:Class"``), built with keywords `settings` under `seed`.
+    def build(
+        self, target: Target, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False, mode: str = "eval"
+    ) -> Any:
+        """A new model: what `target` builds with keywords `settings` under `seed`, or a copy of the model that it is.
 
         criterion: give the model a mean cross entropy module named ``criterion`` if it has none of its own.
+        mode: ``"eval"`` or ``"train"``. Dropout lets everything pass in either.
         """
 
     def slots(self, model: Any) -> tuple[Slot, ...]:
@@ -128,10 +152,9 @@ class Framework(Protocol):
     def run(
         self,
         model: Any,
-        inputs: Mapping[str, NDArray],
-        targets: NDArray | None,
+        batch: Batch,
         *,
-        loss: Where,
+        loss: Loss,
         backward: bool = False,
         learning_rate: float | None = None,
         brief: bool = False,
@@ -139,14 +162,16 @@ class Framework(Protocol):
         forced: Trace | None = None,
         sink: Callable[[Record], None] | None = None,
     ) -> Trace:
-        """Run in evaluation mode and record each module's output, the logits (with and, where the model computes its own
-        loss, without targets) and the loss; on request the gradients of the logits and of every parameter, and the
-        change of every running statistic by a forward pass in training mode (all are restored).
+        """Run the model in its mode and record each module's output, the logits (with and, where the model computes its own
+        loss, without targets) or whatever else it returns, and the loss; on request the gradients of these and of every
+        parameter, and the change of every running statistic by a forward pass in training mode (all are restored).
+
+        Floating-point inputs are given in the model's dtype. Inside layers of the framework's own that are built of other
+        parts elsewhere (recurrent ones, multi-head attention) nothing is recorded.
 
         learning_rate: record the change of every parameter by one Adam step, too.
         brief: without the further forward passes, the one without targets and the one in training mode. The latter is not
             made in detailed runs either.
-
         detail: record what each module is given, too, and the gradients of inputs and outputs.
         forced: a detailed trace in this model's names. Each module then gets its values in place of what it was given,
             and whatever follows gets them in place of what the module computed; in the backward pass likewise. So every
@@ -156,15 +181,8 @@ class Framework(Protocol):
             memory with the framework's tensor where it can, and is good during the call only.
         """
 
-    def train(
-        self,
-        model: Any,
-        batches: Sequence[tuple[Mapping[str, NDArray], NDArray]],
-        *,
-        loss: Where,
-        learning_rate: float,
-    ) -> list[float]:
-        """The loss of each batch of (inputs, targets) in turn, with a step of Adam after each; weights are restored."""
+    def train(self, model: Any, batches: Sequence[Batch], *, loss: Loss, learning_rate: float) -> list[float]:
+        """The loss of each batch in turn, with a step of Adam after each; weights are restored."""
 
     def cross_entropy(
         self, logits: NDArray, targets: NDArray, *, reduction: str = "mean", ignore_index: int | None = None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import copy
+import inspect
 import io
 import operator
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -26,14 +26,23 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
     paddle.disable_signal_handler()
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import Meaning, ModuleInfo, call_site
-from alignment.trace import GRADIENT_OF, Kind, Record, Trace
+from alignment.frameworks import CAST_TO, Loss, Meaning, ModuleInfo, Target, load_target, own_loss
+from alignment.frameworks.recording import Recorder, directions
+from alignment.structures import leaves, restore
+from alignment.trace import Kind, Record, Trace
 from checkpoints.layouts import KINDS
 from checkpoints.structure import Slot
+from fake_data import Batch
 
 nn = paddle.nn
 name = "paddle"
 LIBRARY = str(Path(paddle.__file__).parent)
+
+# Do hooks see keywords? From Paddle 3.0 on.
+KEYWORDS = "with_kwargs" in inspect.signature(nn.Layer.register_forward_pre_hook).parameters
+
+# Layers of Paddle's own whose inner parts are built and called in another way by other frameworks.
+OPAQUE = frozenset(("MultiHeadAttention", "compat.MultiheadAttention", "LSTM", "GRU", "SimpleRNN", "RNN", "BiRNN"))
 
 # (layer kind, option by torch's name) -> (attribute here, torch's value -> ours, ours -> torch's).
 OPTIONS: dict[tuple[str, str], tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -160,17 +169,25 @@ def set_threads(count: int) -> None:
     paddle.base.core.set_num_threads(count)
 
 
-def build(target: str, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False) -> Any:
-    """A new float32 model in evaluation mode; see `alignment.frameworks.Framework`."""
-    module, _, attribute = target.partition(":")
-    factory = getattr(importlib.import_module(module), attribute)
+def build(
+    target: Target, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False, mode: str = "eval"
+) -> Any:
+    """A new model; see `alignment.frameworks.Framework`."""
     paddle.seed(seed)
-    model = factory(**settings)
+    model = copy.deepcopy(target) if isinstance(target, nn.Layer) else load_target(target)(**settings)
     if not isinstance(model, nn.Layer):
-        raise AlignmentError(f"{target} built a {type(model).__name__}, not a paddle.nn.Layer")
+        raise AlignmentError(f"built a {type(model).__name__}, not a paddle.nn.Layer")
     if criterion and not hasattr(model, "criterion"):
         model.criterion = ExactCrossEntropyLoss()
-    model.eval()
+    if mode == "train":
+        model.train()
+    else:
+        model.eval()
+    for layer in model.sublayers(include_self=True) if mode == "train" else ():
+        if "Dropout" in layer_kind(layer):
+            layer.eval()
+        elif isinstance(getattr(layer, "dropout", None), float):
+            layer.dropout = 0.0
     return model
 
 
@@ -187,7 +204,7 @@ def slots(model: Any) -> tuple[Slot, ...]:
                 layer_kind(_sublayer(model, path)),
                 local,
                 tuple(tensor.shape),
-                _dtype(tensor),
+                _named(tensor.dtype),
                 "buffer" if _is_buffer(_sublayer(model, path), local) else "parameter",
                 None if tied_to == full else tied_to,
             )
@@ -213,8 +230,7 @@ def _bases(layer: Any) -> list[str]:
 
 def modules(model: Any) -> tuple[ModuleInfo, ...]:
     """The layer tree; a shared layer once, under its first path."""
-    layers = model.named_sublayers(include_self=True)
-    kinds = ((path, layer_kind(layer), not _bases(layer)) for path, layer in layers)
+    kinds = ((path, layer_kind(layer), not _bases(layer)) for path, layer in _watched(model))
     return tuple(ModuleInfo(path, CONTAINERS.get(kind, kind), own) for path, kind, own in kinds)
 
 
@@ -248,15 +264,15 @@ def cast(model: Any, dtype: str) -> Any:
         if "BatchNorm" in layer_kind(layer) and isinstance(getattr(layer, "_momentum", None), float):
             layer._momentum = float(np.float32(layer._momentum))
     model.to(dtype=dtype)
+    setattr(model, CAST_TO, dtype)
     return model
 
 
 def run(
     model: Any,
-    inputs: Mapping[str, NDArray],
-    targets: NDArray | None,
+    batch: Batch,
     *,
-    loss: Literal["model", "criterion"],
+    loss: Loss,
     backward: bool = False,
     learning_rate: float | None = None,
     brief: bool = False,
@@ -267,44 +283,45 @@ def run(
     """One recorded run; see `alignment.frameworks.Framework`."""
     parameters = dict(model.named_parameters())
     _clear_gradients(parameters)
-    dtype = _dtype(next(iter(parameters.values())))
-    recorder = _Recorder(model, detail, forced, sink)
-    array = recorder.array
+    before = _buffers(model) if model.training else {}
+    recorder = _Recorder(_watched(model), detail, forced, sink)
     with recorder, contextlib.nullcontext() if backward else paddle.no_grad():
-        logits, value = _forward(model, [_tensor(array) for array in inputs.values()], targets, loss)
-    recorder.keep(Record("logits", "logits", array(logits)))
+        outputs, value = _forward(model, batch, loss)
+    after = _buffers(model) if model.training else {}
+    if own_loss(loss):
+        ends = [("logits", outputs)]
+        recorder.keep(Record("logits", "logits", recorder.array(outputs)))
+    else:
+        ends = recorder.outputs(outputs)
     if value is not None:
-        recorder.keep(Record("loss", "loss", array(value)))
+        recorder.keep(Record("loss", "loss", recorder.array(value)))
         if loss == "model" and not brief:
-            recorder.keep(Record("logits", "logits without targets", _without_targets(model, inputs)))
-    if backward and value is not None:
-        logits.retain_grads()
+            recorder.keep(Record("logits", "logits without targets", _without_targets(model, batch)))
+    if backward and value is not None and not value.stop_gradient:
+        given = {full: tensor for full, tensor in ends if not tensor.stop_gradient}
+        for tensor in given.values():
+            tensor.retain_grads()
         recorder.backward(value)
-        for full, tensor in {"logits": logits, **parameters}.items():
-            recorder.keep(Record("gradient", full, None if tensor.grad is None else array(tensor.grad)))
+        for full, tensor in {**given, **parameters}.items():
+            recorder.keep(Record("gradient", full, None if tensor.grad is None else recorder.array(tensor.grad)))
         steps = [] if learning_rate is None else _adam_step(parameters, learning_rate)
         if not (brief or detail or forced):
-            steps += _statistics_step(model, inputs)
+            steps += _changes(before, after) if model.training else _statistics_step(model, batch)
         for record in steps:
             recorder.keep(record)
         _clear_gradients(parameters)
-    return Trace(name, dtype, tuple(recorder.records), recorder.sites)
+    _restore_buffers(model, before)
+    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites)
 
 
-def train(
-    model: Any,
-    batches: Sequence[tuple[Mapping[str, NDArray], NDArray]],
-    *,
-    loss: Literal["model", "criterion"],
-    learning_rate: float,
-) -> list[float]:
+def train(model: Any, batches: Sequence[Batch], *, loss: Loss, learning_rate: float) -> list[float]:
     """Losses of successive Adam steps; see `alignment.frameworks.Framework`."""
     before = {full: tensor.clone() for full, tensor in model.state_dict().items()}
     optimizer = paddle.optimizer.Adam(learning_rate=learning_rate, parameters=model.parameters())
     losses = []
-    for inputs, targets in batches:
+    for batch in batches:
         optimizer.clear_grad(set_to_zero=False)
-        _, value = _forward(model, [_tensor(array) for array in inputs.values()], targets, loss)
+        _, value = _forward(model, batch, loss)
         assert value is not None
         losses.append(value.sum().item())
         value.sum().backward()
@@ -321,134 +338,127 @@ def _clear_gradients(parameters: Mapping[str, Any]) -> None:
         parameter.clear_gradient(set_to_zero=False)
 
 
-def _forward(model: Any, inputs: list[Any], targets: NDArray | None, loss: str) -> tuple[Any, Any | None]:
+def _dtype(model: Any) -> str:
+    """The floating-point dtype a model computes in: its tensors', or what it was cast to where it has none."""
+    floating = (
+        _named(tensor.dtype) for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()
+    )
+    return str(next(floating, getattr(model, CAST_TO, "float32")))
+
+
+def _given(model: Any, batch: Batch) -> tuple[list[Any], dict[str, Any], Any]:
+    """Arguments, keywords and targets as tensors, floating-point ones in the model's dtype."""
+    dtype = _dtype(model)
+
+    def tensor(array: NDArray) -> Any:
+        made = _tensor(array)
+        return made.astype(dtype) if made.is_floating_point() else made
+
+    inputs = {full: tensor(array) for full, array in batch.inputs.items()}
+    targets = None if batch.targets is None else tensor(batch.targets)
+    if batch.structure is None:
+        return list(inputs.values()), {}, targets
+    arguments, keywords, nested = restore(batch.structure, inputs)
+    return arguments, keywords, nested if targets is None else targets
+
+
+def _forward(model: Any, batch: Batch, loss: Loss) -> tuple[Any, Any | None]:
+    arguments, keywords, targets = _given(model, batch)
+    if not own_loss(loss):
+        outputs = model(*arguments, **keywords)
+        return outputs, _directed(outputs) if loss == "outputs" else load_target(loss)(outputs, targets)
     if targets is None:
-        return model(*inputs), None
-    labels = _tensor(targets)
+        return model(*arguments, **keywords), None
     if loss == "model":
-        value, logits = model(*inputs, labels)
+        value, logits = model(*arguments, targets, **keywords)
         return logits, value
-    logits = model(*inputs)
-    if tuple(logits.shape[:-1]) != tuple(labels.shape):
+    logits = model(*arguments, **keywords)
+    if tuple(logits.shape[:-1]) != tuple(targets.shape):
         return logits, None  # no loss: the logits' shape is the finding
-    return logits, model.criterion(logits.flatten(0, -2), labels.flatten())
+    return logits, model.criterion(logits.flatten(0, -2), targets.flatten())
+
+
+def _directed(outputs: Any) -> Any | None:
+    """The sum of all outputs with a gradient, each element times a fixed number of its own."""
+    found = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, paddle.Tensor) and leaf.is_floating_point()]
+    parts = [(leaf * _tensor(directions(leaf.shape, i)).astype(leaf.dtype)).sum() for i, leaf in enumerate(found)]
+    return paddle.stack([part.astype(parts[0].dtype) for part in parts]).sum() if parts else None
 
 
 @paddle.no_grad()  # type: ignore[untyped-decorator]
-def _without_targets(model: Any, inputs: Mapping[str, NDArray]) -> NDArray:
+def _without_targets(model: Any, batch: Batch) -> NDArray:
     """The logits of the call that predicts, which is another path through forward than the call that trains."""
-    return to_numpy(model(*(_tensor(array) for array in inputs.values())))
+    arguments, keywords, _ = _given(model, batch)
+    return to_numpy(model(*arguments, **keywords))
 
 
-Sink = Callable[[Record], None] | None
+def _watched(model: Any) -> Iterator[tuple[str, Any]]:
+    """Every layer but those inside a layer of Paddle's own that the frameworks build of different parts."""
+    inside: tuple[str, ...] = ()
+    for path, layer in model.named_sublayers(include_self=True):
+        if inside and path.startswith(inside):
+            continue
+        yield path, layer
+        if layer_kind(layer) in OPAQUE:
+            inside = (*inside, f"{path}." if path else "")
 
 
-class _Recorder:
-    """Hooks on every layer: they record what comes out, in detail also what goes in, and may put given values there."""
+class _Recorder(Recorder):
+    """Paddle's tensors and hooks."""
 
-    def __init__(self, model: Any, detail: bool, forced: Trace | None, sink: Sink) -> None:
-        self.records: list[Record] = []
-        self.sites: dict[str, str] = {}
-        self._detail, self._forced = detail or forced is not None, forced
-        self.keep, self._share = sink or self.records.append, sink is not None
-        self._calls: dict[str, int] = {}
-        self._handles: list[Any] = []
-        # Forced runs: what was computed, with the gradient it is given; and the tensors that took its place.
-        self._seeds: list[tuple[Any, Any]] = []
-        self._leaves: list[tuple[Kind, str, Any]] = []
-        for path, layer in model.named_sublayers():
-            if self._detail or path != "criterion":
-                if self._detail:
-                    self._handles.append(layer.register_forward_pre_hook(partial(self._enter, path)))
-                self._handles.append(layer.register_forward_post_hook(partial(self._leave, path)))
+    library = LIBRARY
 
-    def __enter__(self) -> None:
-        return None
+    def hook(self, module: Any, enter: Callable[..., Any] | None, leave: Callable[[Any], Any]) -> list[Any]:
+        handles: list[Any] = []
+        if enter is not None and KEYWORDS:
+            handles.append(module.register_forward_pre_hook(lambda _, a, k: enter(a, k), with_kwargs=True))
+        elif enter is not None:
+            handles.append(module.register_forward_pre_hook(lambda _, arguments: enter(arguments, {})[0]))
+        return [*handles, module.register_forward_post_hook(lambda _layer, _arguments, output: leave(output))]
 
-    def __exit__(self, *_error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, paddle.Tensor)
 
-    def backward(self, value: Any) -> None:
-        """The backward pass: from the loss or, where values were forced, of each piece by itself."""
-        # Paddle takes a tensor once; what several layers are given comes several times.
-        ends: dict[int, tuple[Any, Any]] = {}
-        for tensor, gradient in self._seeds:
-            _, known = ends.get(id(tensor), (tensor, None))
-            ends[id(tensor)] = (tensor, gradient if known is None else known + gradient)
-        tensors, gradients = [end for end, _ in ends.values()], [gradient for _, gradient in ends.values()]
-        paddle.autograd.backward([value.sum(), *tensors], [None, *gradients])
-        for kind, label, leaf in reversed(self._leaves):
-            self.keep(Record(kind, label, None if leaf.grad is None else to_numpy(leaf.grad)))
+    def to_array(self, tensor: Any) -> NDArray:
+        return to_numpy(tensor)
 
-    def array(self, tensor: Any) -> NDArray:
-        """The tensor's values: a copy, or its own memory where they are not kept."""
-        shared = self._share and tensor.place.is_cpu_place() and tensor.dtype != paddle.bfloat16
+    def own_memory(self, tensor: Any) -> NDArray | None:
+        shared = tensor.place.is_cpu_place() and tensor.dtype != paddle.bfloat16
         if not shared or not hasattr(tensor, "__dlpack_device__"):  # which it has from Paddle 3.0 on
-            return to_numpy(tensor)
+            return None
         return np.from_dlpack(tensor.detach())
 
-    def _enter(self, path: str, _layer: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        label = self._label(path, self._calls.get(path, 0) + 1)
-        self.sites[label] = call_site(LIBRARY)
-        return tuple(self._pass_all("input", label, str(i) if i else "", value) for i, value in enumerate(arguments))
+    def has_gradient(self, tensor: Any) -> bool:
+        return not tensor.stop_gradient
 
-    def _leave(self, path: str, _layer: Any, _arguments: Any, output: Any) -> Any:
-        self._calls[path] = self._calls.get(path, 0) + 1
-        label = self._label(path, self._calls[path])
-        return self._pass_all("activation", label, "", output)
+    def watched(self, tensor: Any, tell: Callable[[Any], None]) -> Any:
+        copied = paddle.assign(tensor)
+        # What a hook returns takes the gradient's place.
+        copied.register_hook(lambda gradient: tell(gradient))
+        return copied
 
-    def _pass_all(self, kind: Kind, label: str, index: str, value: Any) -> Any:
-        """Pass a tensor, or every tensor of nested tuples and lists: ``"…[1]"``, ``"…[1.0]"``."""
-        if type(value) not in (tuple, list):
-            return self._pass(kind, f"{label}[{index}]" if index else label, value)
-        prefix = f"{index}." if index else ""
-        return type(value)(self._pass_all(kind, label, f"{prefix}{i}", part) for i, part in enumerate(value))
+    def like(self, value: NDArray, tensor: Any) -> Any:
+        return _tensor(value).astype(tensor.dtype)
 
-    @staticmethod
-    def _label(path: str, call: int) -> str:
-        return path if call == 1 else f"{path}#{call}"
+    def leaf(self, tensor: Any) -> tuple[Any, Any]:
+        tensor.stop_gradient = False
+        return tensor, paddle.assign(tensor)
 
-    def _pass(self, kind: Kind, label: str, tensor: Any) -> Any:
-        if not isinstance(tensor, paddle.Tensor):
-            return tensor
-        self.keep(Record(kind, label, self.array(tensor)))
-        if not self._detail:
-            return tensor
-        if self._forced is not None:
-            return self._replaced(kind, label, tensor, self._forced)
-        if not tensor.stop_gradient:
-            # So that the gradient is of what uses it from here on, alone. Not a view: it may be written into.
-            tensor = paddle.assign(tensor)
+    def gradients_enabled(self) -> bool:
+        return bool(paddle.is_grad_enabled())
 
-            def record(gradient: Any) -> None:
-                self.keep(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))
-
-            tensor.register_hook(record)
-        return tensor
-
-    def _replaced(self, kind: Kind, label: str, tensor: Any, forced: Trace) -> Any:
-        given = forced.get(kind, label)
-        floating = tensor.is_floating_point()
-        if given is None or given.shape != tuple(tensor.shape) or (given.dtype.kind == "f") != floating:
-            return tensor
-        gradient = forced.get(GRADIENT_OF[kind], label)
-        if not tensor.stop_gradient and gradient is not None:
-            self._seeds.append((tensor, _tensor(gradient).astype(tensor.dtype)))
-        leaf = _tensor(given).astype(tensor.dtype)
-        if gradient is None or not paddle.is_grad_enabled():
-            return leaf
-        leaf.stop_gradient = False
-        self._leaves.append((GRADIENT_OF[kind], label, leaf))
-        return paddle.assign(leaf)  # a layer may write into what it is given, and a leaf must not be written into
+    def go_back(self, ends: list[Any], gradients: list[Any]) -> None:
+        paddle.autograd.backward(ends, gradients)
 
 
 def _adam_step(parameters: dict[str, Any], learning_rate: float) -> list[Record]:
+    if not parameters:
+        return []
     kind: Kind = "update"
     before = {full: parameter.detach().clone() for full, parameter in parameters.items()}
     # The optimizer keeps its learning rate in the default dtype: as float32 it would be wrong by 5e-8 in a float64 run.
     default = paddle.get_default_dtype()
-    paddle.set_default_dtype(_dtype(next(iter(parameters.values()))))
+    paddle.set_default_dtype(_named(next(iter(parameters.values())).dtype))
     try:
         paddle.optimizer.Adam(learning_rate=learning_rate, parameters=list(parameters.values())).step()
     finally:
@@ -464,26 +474,39 @@ def _adam_step(parameters: dict[str, Any], learning_rate: float) -> list[Record]
 
 
 @paddle.no_grad()  # type: ignore[untyped-decorator]
-def _statistics_step(model: Any, inputs: Mapping[str, NDArray]) -> list[Record]:
+def _statistics_step(model: Any, batch: Batch) -> list[Record]:
     """What one forward pass in training mode does to running statistics; everything but their layers stays as it is."""
     layers = [layer for layer in model.sublayers() if "BatchNorm" in layer_kind(layer) and not layer.training]
     if not layers:
         return []
-    own = {slot.name for slot in slots(model) if slot.role == "buffer"}
-    before = {full: tensor.clone() for full, tensor in model.state_dict().items() if full in own}
+    before = _buffers(model)
     try:
         for layer in layers:
             layer.train()
-        model(*(_tensor(array) for array in inputs.values()))
+        arguments, keywords, _ = _given(model, batch)
+        model(*arguments, **keywords)
     except ValueError:  # a batch of one value a channel has no variance
         return []
     finally:
-        after = {full: tensor.clone() for full, tensor in model.state_dict().items() if full in own}
-        for full, tensor in model.state_dict().items():
-            if full in own:
-                tensor.set_value(before[full])
+        after = _buffers(model)
+        _restore_buffers(model, before)
         for layer in layers:
             layer.eval()
+    return _changes(before, after)
+
+
+def _buffers(model: Any) -> dict[str, Any]:
+    own = {slot.name for slot in slots(model) if slot.role == "buffer"}
+    return {full: tensor.detach().clone() for full, tensor in model.state_dict().items() if full in own}
+
+
+def _restore_buffers(model: Any, before: Mapping[str, Any]) -> None:
+    for full, tensor in model.state_dict().items() if before else ():
+        if full in before:
+            tensor.set_value(before[full])
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Record]:
     return [
         Record("update", full, to_numpy(after[full].astype("float64") - value.astype("float64")))
         for full, value in before.items()
@@ -574,8 +597,8 @@ def _tensor(array: NDArray) -> Any:
     return paddle.to_tensor(array)
 
 
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).rpartition(".")[2]
+def _named(dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]
 
 
 def _is_buffer(layer: Any, local: str) -> bool:

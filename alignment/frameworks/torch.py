@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import copy
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -16,13 +15,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import Meaning, ModuleInfo, call_site
-from alignment.trace import GRADIENT_OF, Kind, Record, Trace
+from alignment.frameworks import CAST_TO, Loss, Meaning, ModuleInfo, Target, load_target, own_loss
+from alignment.frameworks.recording import Recorder, directions
+from alignment.structures import leaves, restore
+from alignment.trace import Kind, Record, Trace
 from checkpoints.layouts import KINDS
 from checkpoints.structure import Slot
+from fake_data import Batch
 
 name = "torch"
 LIBRARY = str(Path(torch.__file__).parent)
+
+# Layers of torch's own whose inner parts are built and called in another way by other frameworks.
+OPAQUE = frozenset(("MultiheadAttention", "LSTM", "GRU", "RNN"))
 
 meanings: tuple[Meaning, ...] = ()  # torch's names mean what torch means by them
 
@@ -58,17 +63,23 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def build(target: str, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False) -> nn.Module:
-    """A new float32 model in evaluation mode; see `alignment.frameworks.Framework`."""
-    module, _, attribute = target.partition(":")
-    factory = getattr(importlib.import_module(module), attribute)
+def build(
+    target: Target, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False, mode: str = "eval"
+) -> nn.Module:
+    """A new model; see `alignment.frameworks.Framework`."""
     torch.manual_seed(seed)
-    model = factory(**settings)
+    model = copy.deepcopy(target) if isinstance(target, nn.Module) else load_target(target)(**settings)
     if not isinstance(model, nn.Module):
-        raise AlignmentError(f"{target} built a {type(model).__name__}, not a torch.nn.Module")
+        raise AlignmentError(f"built a {type(model).__name__}, not a torch.nn.Module")
     if criterion and not hasattr(model, "criterion"):
         model.criterion = nn.CrossEntropyLoss()
-    return model.eval()
+    model.train(mode == "train")
+    for module in model.modules() if mode == "train" else ():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0  # type: ignore[assignment]
+    return model
 
 
 def slots(model: nn.Module) -> tuple[Slot, ...]:
@@ -107,7 +118,7 @@ def _bases(module: nn.Module) -> list[str]:
 
 def modules(model: nn.Module) -> tuple[ModuleInfo, ...]:
     """The module tree; a shared module once, under its first path."""
-    return tuple(ModuleInfo(path, layer_kind(module), not _bases(module)) for path, module in model.named_modules())
+    return tuple(ModuleInfo(path, layer_kind(module), not _bases(module)) for path, module in _watched(model))
 
 
 def read_state(model: nn.Module) -> dict[str, NDArray]:
@@ -131,15 +142,15 @@ def cast(model: nn.Module, dtype: str) -> nn.Module:
             setattr(module, "eps", float(np.float32(eps)))  # noqa: B010 (attributes of a Module are typed as modules)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
             module.momentum = 1 - float(np.float32(1 - module.momentum))  # the share that is kept, as Paddle holds it
+    setattr(model, CAST_TO, dtype)
     return model.to(getattr(torch, dtype))
 
 
 def run(
     model: nn.Module,
-    inputs: Mapping[str, NDArray],
-    targets: NDArray | None,
+    batch: Batch,
     *,
-    loss: Literal["model", "criterion"],
+    loss: Loss,
     backward: bool = False,
     learning_rate: float | None = None,
     brief: bool = False,
@@ -150,44 +161,45 @@ def run(
     """One recorded run; see `alignment.frameworks.Framework`."""
     model.zero_grad(set_to_none=True)
     parameters = dict(model.named_parameters())
-    dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
-    recorder = _Recorder(model, detail, forced, sink)
-    array = recorder.array
+    before = _buffers(model) if model.training else {}
+    recorder = _Recorder(_watched(model), detail, forced, sink)
     with recorder, torch.set_grad_enabled(backward):
-        logits, value = _forward(model, _on_device(model, inputs.values()), _labels(model, targets), loss)
-    recorder.keep(Record("logits", "logits", array(logits)))
+        outputs, value = _forward(model, batch, loss)
+    after = _buffers(model) if model.training else {}
+    if own_loss(loss):
+        ends = [("logits", outputs)]
+        recorder.keep(Record("logits", "logits", recorder.array(outputs)))
+    else:
+        ends = recorder.outputs(outputs)
     if value is not None:
-        recorder.keep(Record("loss", "loss", array(value)))
+        recorder.keep(Record("loss", "loss", recorder.array(value)))
         if loss == "model" and not brief:
-            recorder.keep(Record("logits", "logits without targets", _without_targets(model, inputs)))
-    if backward and value is not None:
-        logits.retain_grad()
+            recorder.keep(Record("logits", "logits without targets", _without_targets(model, batch)))
+    if backward and value is not None and value.requires_grad:
+        given = {full: tensor for full, tensor in ends if tensor.requires_grad}
+        for tensor in given.values():
+            tensor.retain_grad()
         recorder.backward(value)
-        for full, tensor in {"logits": logits, **parameters}.items():
-            recorder.keep(Record("gradient", full, None if tensor.grad is None else array(tensor.grad)))
+        for full, tensor in {**given, **parameters}.items():
+            recorder.keep(Record("gradient", full, None if tensor.grad is None else recorder.array(tensor.grad)))
         steps = [] if learning_rate is None else _adam_step(parameters, learning_rate)
         if not (brief or detail or forced):
-            steps += _statistics_step(model, inputs)
+            steps += _changes(before, after) if model.training else _statistics_step(model, batch)
         for record in steps:
             recorder.keep(record)
         model.zero_grad(set_to_none=True)
-    return Trace(name, dtype, tuple(recorder.records), recorder.sites)
+    _restore_buffers(model, before)
+    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites)
 
 
-def train(
-    model: nn.Module,
-    batches: Sequence[tuple[Mapping[str, NDArray], NDArray]],
-    *,
-    loss: Literal["model", "criterion"],
-    learning_rate: float,
-) -> list[float]:
+def train(model: nn.Module, batches: Sequence[Batch], *, loss: Loss, learning_rate: float) -> list[float]:
     """Losses of successive Adam steps; see `alignment.frameworks.Framework`."""
     before = {full: tensor.clone() for full, tensor in model.state_dict().items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     losses = []
-    for inputs, targets in batches:
+    for batch in batches:
         optimizer.zero_grad()
-        _, value = _forward(model, _on_device(model, inputs.values()), _labels(model, targets), loss)
+        _, value = _forward(model, batch, loss)
         assert value is not None
         losses.append(value.sum().item())
         torch.autograd.backward(value.sum())
@@ -197,137 +209,116 @@ def train(
     return losses
 
 
-def _on_device(model: nn.Module, arrays: Iterable[NDArray]) -> list[torch.Tensor]:
-    device = next(model.parameters()).device
-    return [_tensor(array).to(device) for array in arrays]
+def _dtype(model: nn.Module) -> str:
+    """The floating-point dtype a model computes in: its tensors', or what it was cast to where it has none."""
+    tensors = (*model.parameters(), *model.buffers())
+    floating = (str(tensor.dtype) for tensor in tensors if tensor.is_floating_point())
+    return next(floating, f"torch.{getattr(model, CAST_TO, 'float32')}").removeprefix("torch.")
 
 
-def _labels(model: nn.Module, targets: NDArray | None) -> torch.Tensor | None:
-    return None if targets is None else _on_device(model, [targets])[0]
+def _given(model: nn.Module, batch: Batch) -> tuple[list[Any], dict[str, Any], Any]:
+    """Arguments, keywords and targets as tensors, floating-point ones in the model's dtype."""
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    dtype = getattr(torch, _dtype(model))
+
+    def tensor(array: NDArray) -> torch.Tensor:
+        made = _tensor(array).to(device)
+        return made.to(dtype) if made.is_floating_point() else made
+
+    inputs = {full: tensor(array) for full, array in batch.inputs.items()}
+    targets = None if batch.targets is None else tensor(batch.targets)
+    if batch.structure is None:
+        return list(inputs.values()), {}, targets
+    arguments, keywords, nested = restore(batch.structure, inputs)
+    return arguments, keywords, nested if targets is None else targets
 
 
-def _forward(
-    model: nn.Module, inputs: list[torch.Tensor], labels: torch.Tensor | None, loss: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    if labels is None:
-        return model(*inputs), None
+def _forward(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Any, torch.Tensor | None]:
+    arguments, keywords, targets = _given(model, batch)
+    if not own_loss(loss):
+        outputs = model(*arguments, **keywords)
+        return outputs, _directed(outputs) if loss == "outputs" else load_target(loss)(outputs, targets)
+    if targets is None:
+        return model(*arguments, **keywords), None
     if loss == "model":
-        value, logits = model(*inputs, labels)
+        value, logits = model(*arguments, targets, **keywords)
         return logits, value
-    logits = model(*inputs)
-    if tuple(logits.shape[:-1]) != tuple(labels.shape):
+    logits = model(*arguments, **keywords)
+    if tuple(logits.shape[:-1]) != tuple(targets.shape):
         return logits, None  # no loss: the logits' shape is the finding
     criterion: Any = model.criterion
-    return logits, criterion(logits.flatten(0, -2), labels.flatten())
+    return logits, criterion(logits.flatten(0, -2), targets.flatten())
+
+
+def _directed(outputs: Any) -> torch.Tensor | None:
+    """The sum of all outputs with a gradient, each element times a fixed number of its own."""
+    found = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    parts = [(leaf * _tensor(directions(leaf.shape, i)).to(leaf)).sum() for i, leaf in enumerate(found)]
+    return torch.stack([part.to(parts[0].dtype) for part in parts]).sum() if parts else None
 
 
 @torch.no_grad()
-def _without_targets(model: nn.Module, inputs: Mapping[str, NDArray]) -> NDArray:
+def _without_targets(model: nn.Module, batch: Batch) -> NDArray:
     """The logits of the call that predicts, which is another path through forward than the call that trains."""
-    return to_numpy(model(*_on_device(model, inputs.values())))
+    arguments, keywords, _ = _given(model, batch)
+    return to_numpy(model(*arguments, **keywords))
 
 
-Sink = Callable[[Record], None] | None
+def _watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module but those inside a layer of torch's own that the frameworks build of different parts."""
+    inside: tuple[str, ...] = ()
+    for path, module in model.named_modules():
+        if inside and path.startswith(inside):
+            continue
+        yield path, module
+        if layer_kind(module) in OPAQUE:
+            inside = (*inside, f"{path}." if path else "")
 
 
-class _Recorder:
-    """Hooks on every module: they record what comes out, in detail also what goes in, and may put given values there."""
+class _Recorder(Recorder):
+    """torch's tensors and hooks."""
 
-    def __init__(self, model: nn.Module, detail: bool, forced: Trace | None, sink: Sink) -> None:
-        self.records: list[Record] = []
-        self.sites: dict[str, str] = {}
-        self._detail, self._forced = detail or forced is not None, forced
-        self.keep, self._share = sink or self.records.append, sink is not None
-        self._calls: dict[str, int] = {}
-        self._handles: list[Any] = []
-        # Forced runs: what was computed, with the gradient it is given; and the tensors that took its place.
-        self._seeds: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        self._leaves: list[tuple[Kind, str, torch.Tensor]] = []
-        for path, module in model.named_modules():
-            if path and (self._detail or path != "criterion"):
-                if self._detail:
-                    self._handles.append(module.register_forward_pre_hook(partial(self._enter, path)))
-                self._handles.append(module.register_forward_hook(partial(self._leave, path)))
+    library = LIBRARY
 
-    def __enter__(self) -> None:
-        return None
+    def hook(self, module: nn.Module, enter: Callable[..., Any] | None, leave: Callable[[Any], Any]) -> list[Any]:
+        handles: list[Any] = []
+        if enter is not None:
+            handles.append(module.register_forward_pre_hook(lambda _, a, k: enter(a, k), with_kwargs=True))
+        return [*handles, module.register_forward_hook(lambda _module, _arguments, output: leave(output))]
 
-    def __exit__(self, *_error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor)
 
-    def backward(self, value: torch.Tensor) -> None:
-        """The backward pass: from the loss or, where values were forced, of each piece by itself."""
-        ends: list[torch.Tensor] = [value.sum()]
-        gradients: list[torch.Tensor | None] = [None]
-        for tensor, gradient in self._seeds:
-            ends.append(tensor)
-            gradients.append(gradient)
+    def to_array(self, tensor: torch.Tensor) -> NDArray:
+        return to_numpy(tensor)
+
+    def own_memory(self, tensor: torch.Tensor) -> NDArray | None:
+        return None if tensor.device.type != "cpu" or tensor.dtype == torch.bfloat16 else tensor.detach().numpy()
+
+    def has_gradient(self, tensor: torch.Tensor) -> bool:
+        return tensor.requires_grad
+
+    def watched(self, tensor: torch.Tensor, tell: Callable[[Any], None]) -> torch.Tensor:
+        copied = tensor.clone()
+        copied.register_hook(tell)  # type: ignore[no-untyped-call, unused-ignore]
+        return copied
+
+    def like(self, value: NDArray, tensor: torch.Tensor) -> torch.Tensor:
+        return _tensor(value).to(tensor)
+
+    def leaf(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tensor.requires_grad_(), tensor.clone()
+
+    def gradients_enabled(self) -> bool:
+        return torch.is_grad_enabled()
+
+    def go_back(self, ends: list[Any], gradients: list[Any]) -> None:
         torch.autograd.backward(ends, gradients)
-        for kind, label, leaf in reversed(self._leaves):
-            self.keep(Record(kind, label, None if leaf.grad is None else to_numpy(leaf.grad)))
-
-    def array(self, tensor: torch.Tensor) -> NDArray:
-        """The tensor's values: a copy, or its own memory where they are not kept."""
-        if not self._share or tensor.device.type != "cpu" or tensor.dtype == torch.bfloat16:
-            return to_numpy(tensor)
-        return tensor.detach().numpy()
-
-    def _enter(self, path: str, _module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        label = self._label(path, self._calls.get(path, 0) + 1)
-        self.sites[label] = call_site(LIBRARY)
-        return tuple(self._pass_all("input", label, str(i) if i else "", value) for i, value in enumerate(arguments))
-
-    def _leave(self, path: str, _module: nn.Module, _arguments: Any, output: Any) -> Any:
-        self._calls[path] = self._calls.get(path, 0) + 1
-        label = self._label(path, self._calls[path])
-        return self._pass_all("activation", label, "", output)
-
-    def _pass_all(self, kind: Kind, label: str, index: str, value: Any) -> Any:
-        """Pass a tensor, or every tensor of nested tuples and lists: ``"…[1]"``, ``"…[1.0]"``."""
-        if type(value) not in (tuple, list):
-            return self._pass(kind, f"{label}[{index}]" if index else label, value)
-        prefix = f"{index}." if index else ""
-        return type(value)(self._pass_all(kind, label, f"{prefix}{i}", part) for i, part in enumerate(value))
-
-    @staticmethod
-    def _label(path: str, call: int) -> str:
-        return path if call == 1 else f"{path}#{call}"
-
-    def _pass(self, kind: Kind, label: str, tensor: Any) -> Any:
-        if not isinstance(tensor, torch.Tensor):
-            return tensor
-        self.keep(Record(kind, label, self.array(tensor)))
-        if not self._detail:
-            return tensor
-        if self._forced is not None:
-            return self._replaced(kind, label, tensor, self._forced)
-        if tensor.requires_grad:
-            # So that the gradient is of what uses it from here on, alone. Not a view: it may be written into.
-            tensor = tensor.clone()
-
-            def record(gradient: torch.Tensor) -> None:
-                self.keep(Record(GRADIENT_OF[kind], label, to_numpy(gradient)))
-
-            tensor.register_hook(record)  # type: ignore[no-untyped-call, unused-ignore]
-        return tensor
-
-    def _replaced(self, kind: Kind, label: str, tensor: torch.Tensor, forced: Trace) -> torch.Tensor:
-        given = forced.get(kind, label)
-        floating = tensor.dtype.is_floating_point
-        if given is None or given.shape != tuple(tensor.shape) or (given.dtype.kind == "f") != floating:
-            return tensor
-        gradient = forced.get(GRADIENT_OF[kind], label)
-        if tensor.requires_grad and gradient is not None:
-            self._seeds.append((tensor, _tensor(gradient).to(tensor)))
-        leaf = _tensor(given).to(tensor)
-        if gradient is None or not torch.is_grad_enabled():
-            return leaf
-        self._leaves.append((GRADIENT_OF[kind], label, leaf.requires_grad_()))
-        return leaf.clone()  # a module may write into what it is given, and a leaf must not be written into
 
 
 def _adam_step(parameters: dict[str, nn.Parameter], learning_rate: float) -> list[Record]:
+    if not parameters:
+        return []
     kind: Kind = "update"
     before = {full: parameter.detach().clone() for full, parameter in parameters.items()}
     torch.optim.Adam(parameters.values(), lr=learning_rate).step()
@@ -341,24 +332,39 @@ def _adam_step(parameters: dict[str, nn.Parameter], learning_rate: float) -> lis
 
 
 @torch.no_grad()
-def _statistics_step(model: nn.Module, inputs: Mapping[str, NDArray]) -> list[Record]:
+def _statistics_step(model: nn.Module, batch: Batch) -> list[Record]:
     """What one forward pass in training mode does to running statistics; everything but their layers stays as it is."""
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training]
     if not layers:
         return []
-    before = {full: buffer.clone() for full, buffer in model.named_buffers()}
+    before = _buffers(model)
     try:
         for layer in layers:
             layer.train()
-        model(*_on_device(model, inputs.values()))
+        arguments, keywords, _ = _given(model, batch)
+        model(*arguments, **keywords)
     except ValueError:  # a batch of one value a channel has no variance
         return []
     finally:
-        after = {full: buffer.clone() for full, buffer in model.named_buffers()}
-        for full, buffer in model.named_buffers():
-            buffer.copy_(before[full])
+        after = _buffers(model)
+        _restore_buffers(model, before)
         for layer in layers:
             layer.eval()
+    return _changes(before, after)
+
+
+def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {full: buffer.detach().clone() for full, buffer in model.named_buffers()}
+
+
+@torch.no_grad()
+def _restore_buffers(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+    for full, buffer in model.named_buffers():
+        if full in before:
+            buffer.copy_(before[full])
+
+
+def _changes(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[Record]:
     return [
         Record("update", full, to_numpy(after[full].double() - value.double()))
         for full, value in before.items()

@@ -98,8 +98,8 @@ def test_a_candidate_of_other_sizes_is_diverged_in_structure_and_inconclusive_af
     paddle = get_framework("paddle")
     build = paddle.build
 
-    def wider(target, settings, seed=0, criterion=False):
-        return build(target, settings | {"ff_mult": 3}, seed, criterion)
+    def wider(target, settings, *rest, **more):
+        return build(target, settings | {"ff_mult": 3}, *rest, **more)
 
     monkeypatch.setattr(paddle, "build", wider)
     report = check("fast-transformer", small("fast-transformer"))
@@ -199,7 +199,7 @@ def test_recording_changes_nothing(small) -> None:
         (experiment.candidate, experiment.candidate_model, bare_too),
     ):
         state = framework.read_state(model)
-        trace = framework.run(model, batch.inputs, batch.targets, loss="criterion", backward=True, learning_rate=1e-3)
+        trace = framework.run(model, batch, loss="criterion", backward=True, learning_rate=1e-3)
         assert np.array_equal(trace.get("logits", "logits"), value)
         after = framework.read_state(model)
         assert all(np.array_equal(state[name], after[name]) for name in state), "the optimizer step must be undone"
@@ -273,8 +273,8 @@ def patched(monkeypatch, change):
     paddle = get_framework("paddle")
     build = paddle.build
 
-    def build_and_change(target, settings, seed=0, criterion=False):
-        model = build(target, settings, seed, criterion)
+    def build_and_change(*arguments, **options):
+        model = build(*arguments, **options)
         change(model)
         return model
 

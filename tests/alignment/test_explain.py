@@ -141,8 +141,7 @@ def test_training_leaves_the_weights_as_they_were(small, framework) -> None:
     side = "reference" if framework == "torch" else "candidate"
     adapter, model = get_framework(framework), experiment.build(side)
     before = adapter.read_state(model)
-    batches = [(batch.inputs, batch.targets) for batch in experiment.batches[:2]]
-    losses = adapter.train(model, batches, loss="model", learning_rate=1e-2)
+    losses = adapter.train(model, experiment.batches[:2], loss="model", learning_rate=1e-2)
     assert len(losses) == 2
     after = adapter.read_state(model)
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -215,7 +214,7 @@ def test_bad_names_are_named(capsys) -> None:
     ],
 )
 def test_a_repro_shows_its_root_alone(small, tmp_path, twin, faults, stem) -> None:
-    given = Options(batch_size=3) if ":" in twin else small(twin, faults=faults)
+    given = Options(batch_size=3, strict=True) if ":" in twin else small(twin, faults=faults)
     written = write_repros(run_check(twin, given), tmp_path)
     if stem is None:
         assert not written  # the candidate has no such tensor: there is nothing to run
