@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -176,12 +178,22 @@ class Experiment:
         if (side, dtype) not in self.models:
             framework, _ = self.side(side)
             model = self.build(side)
-            if dtype != "float32":
+            if dtype != "float32" or self.half:
                 model = framework.cast(model, dtype)
             if side == "candidate":
                 plant(self, model)
             self.models[side, dtype] = Model(model)
         return self.models[side, dtype]
+
+    @cached_property
+    def half(self) -> str | None:
+        """The half-precision dtype of the weights, if they have one: such models are run in float32 and float64."""
+        slots = (*self.reference.slots(self.reference_model), *self.candidate.slots(self.candidate_model))
+        return next((slot.dtype for slot in slots if slot.dtype in ("bfloat16", "float16")), None)
+
+    def plain_reference(self) -> Any:
+        """The reference to run in float32, without another copy of it where there need be none."""
+        return self.model("reference", "float32").module if self.half else self.reference_model
 
     def cases(self, backward: bool, progress: Callable[[], None]) -> Iterator[Case]:
         """Run both sides on every batch with every set of weights, one case at a time."""
@@ -326,6 +338,9 @@ def prepare(twin: Twin, options: Options) -> Experiment:
         chosen.notes,
         threads,
     )
+    if experiment.half:
+        note = f"{experiment.half} weights: run in float32 and float64, with the values they have"
+        experiment = replace(experiment, notes=(*experiment.notes, note))
     for fault in faults:
         if fault.plant is not None and not fault.plant(candidate, experiment.build("candidate"), twin):
             raise _nothing_to_hit(fault, twin)
@@ -426,7 +441,7 @@ def randomise(slots: tuple[Slot, ...], state: State, seed: int) -> State:
         value = state[slot.name]
         if slot.tied_to is not None:
             result[slot.name] = result[slot.tied_to]
-        elif slot.role == "buffer" or not np.issubdtype(value.dtype, np.floating):
+        elif slot.role == "buffer" or not _is_floating(value.dtype):
             result[slot.name] = value
         else:
             inputs = math.prod(value.shape[1:] if value.ndim > 2 else value.shape[-1:])
@@ -436,12 +451,17 @@ def randomise(slots: tuple[Slot, ...], state: State, seed: int) -> State:
     return result
 
 
+def _is_floating(dtype: np.dtype) -> bool:
+    return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
+
+
 def _moved_by_one_ulp(state: State, seed: int) -> State:
     """Every floating-point value moved to a neighbouring one, up or down at random; zeros stay."""
     generator = np.random.default_rng(seed)
     moved: State = {}
     for name, value in state.items():
-        if np.issubdtype(value.dtype, np.floating):
+        if _is_floating(value.dtype):
+            value = value.astype(np.float32) if value.itemsize == 2 else value  # half precision is run in float32
             # The neighbours of a number other than zero are those of its bit pattern, taken as an integer.
             bits = np.unpackbits(np.frombuffer(generator.bytes(value.size // 8 + 1), np.uint8), count=value.size)
             steps = (2 * bits.view(np.int8).reshape(value.shape) - 1) * (np.isfinite(value) & (value != 0))

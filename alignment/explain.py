@@ -262,7 +262,7 @@ def _effect(experiment: Experiment) -> Effect | None:
     batches = [usable[step % len(usable)] for step in range(TRAINING_STEPS)]
     name, state = next(iter(experiment.weights.items()))
     held = experiment.model("candidate", "float32")
-    held.user, model, candidate = None, experiment.reference_model, held.module
+    held.user, model, candidate = None, experiment.plain_reference(), held.module
     experiment.candidate.load_state(candidate, experiment.candidate_state(state))
     reference_losses = []
     try:

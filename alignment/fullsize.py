@@ -137,7 +137,7 @@ def judge_full_size(experiment: Experiment, shares: Shares, backward: bool) -> l
     assert experiment.layout is not None
     state = next(iter(experiment.weights.values()))
     batch = experiment.batches[0]
-    model, held = experiment.reference_model, experiment.model("candidate", "float32")
+    model, held = experiment.plain_reference(), experiment.model("candidate", "float32")
     candidate = held.module
     if held.user != FULL_SIZE:
         experiment.reference.load_state(model, state)

@@ -231,3 +231,14 @@ def test_a_paddle_model_may_be_the_reference() -> None:
     torch.manual_seed(0)
     report = check(reference=own_paddle.Net(), candidate=own_torch.Net(), inputs=paddle.to_tensor(X))
     assert report.verdict == "aligned", bad(report)
+
+
+def test_half_precision_weights_are_run_in_wider_ones() -> None:
+    given = models("Net")
+    given["reference"].bfloat16()
+    given["candidate"].to(dtype="bfloat16")
+    report = check(**given, inputs=X)
+    assert report.verdict == "aligned", bad(report)
+    assert any("bfloat16 weights" in note for note in report.twins[0].notes)
+    given["candidate"].norm._epsilon = 1e-3
+    assert ("activation", "norm") in roots(check(**given, inputs=X))
