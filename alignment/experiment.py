@@ -433,7 +433,7 @@ def randomise(slots: tuple[Slot, ...], state: State, seed: int) -> State:
     At a published initialisation attention is nearly uniform and biases are zero, so that most mistakes move the result by
     less than float32 rounding. Here matrices are N(0, s²) with s = 0.3 up to 16 inputs, and 1.2 / √inputs beyond, so that
     magnitudes neither vanish nor explode with width; vectors are N(0, 0.3²) around the value the initialiser centres them
-    on. Buffers stay as they are.
+    on. Buffers stay as they are, and so do an embedding's rows of zeros.
     """
     generator = np.random.default_rng(seed)
     result: State = {}
@@ -447,7 +447,11 @@ def randomise(slots: tuple[Slot, ...], state: State, seed: int) -> State:
             inputs = math.prod(value.shape[1:] if value.ndim > 2 else value.shape[-1:])
             deviation = min(0.3, 1.2 / math.sqrt(max(1, inputs))) if value.ndim > 1 else 0.3
             centre = 1.0 if value.ndim == 1 and slot.kind.endswith("Norm") and slot.local == "weight" else 0.0
-            result[slot.name] = (centre + deviation * generator.standard_normal(value.shape)).astype(value.dtype)
+            drawn = (centre + deviation * generator.standard_normal(value.shape)).astype(value.dtype)
+            if slot.kind == "Embedding":
+                # A row of zeros is the padding's; Paddle looks it up as zeros whatever it holds.
+                drawn[~np.any(value != 0, axis=-1)] = 0
+            result[slot.name] = drawn
     return result
 
 
