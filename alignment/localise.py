@@ -372,8 +372,12 @@ def _without_consequences(experiment: Experiment, stages: tuple[StageResult, ...
     """
     roots = [tensor for stage in stages for tensor in stage.tensors if tensor.root]
     forward = any(tensor.record in ("parameter", "buffer", "input", "activation") for tensor in roots)
+    outputs = [tensor for stage in stages for tensor in stage.tensors if tensor.record == "activation"]
+    # A layer whose output agrees was reached by nothing that is wrong.
+    untouched = {path_of(t.name) for t in outputs} - {path_of(t.name) for t in outputs if t.verdict == "diverged"}
     slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
     buffers = {name for name, slot in slots.items() if slot.role == "buffer"} if forward else set()
+    buffers = {name for name in buffers if name.rpartition(".")[0] not in untouched}
     untied = {t.name for t in roots if t.record == "parameter" and "tied to" in t.reason}
     untied |= {slot.tied_to for name, slot in slots.items() if name in untied and slot.tied_to}
 

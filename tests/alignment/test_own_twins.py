@@ -242,3 +242,13 @@ def test_half_precision_weights_are_run_in_wider_ones() -> None:
     assert any("bfloat16 weights" in note for note in report.twins[0].notes)
     given["candidate"].norm._epsilon = 1e-3
     assert ("activation", "norm") in roots(check(**given, inputs=X))
+
+
+def test_a_running_statistic_before_another_fault_is_a_root_beside_it() -> None:
+    given = models("Block")
+    given["candidate"].bn1._momentum = 0.1
+    given["candidate"].bn2._momentum = 0.1
+    given["candidate"].relu.register_forward_post_hook(lambda _layer, _inputs, output: output * 1.5)
+    found = roots(check(**given, inputs=IMAGES))
+    assert ("update", "bn1.running_mean") in found
+    assert ("update", "bn2.running_mean") not in found
