@@ -8,12 +8,14 @@
 Nothing here imports a framework until a check runs.
 """
 
+from alignment.causes import Scored
 from alignment.check import check, run_check
 from alignment.compare import Comparison, Pair, Tolerance, compare
 from alignment.errors import AlignmentError, FrameworkMissingError
 from alignment.experiment import Options
 from alignment.explain import explain, explain_traces
 from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
+from alignment.reported import explain_metric, explain_order
 from alignment.saved_trace import save_traces
 from alignment.twins import Side, Twin, get_twin
 
@@ -26,6 +28,7 @@ __all__ = [
     "Options",
     "Pair",
     "Report",
+    "Scored",
     "Side",
     "StageResult",
     "TensorResult",
@@ -35,6 +38,8 @@ __all__ = [
     "check",
     "compare",
     "explain",
+    "explain_metric",
+    "explain_order",
     "explain_traces",
     "get_twin",
     "run_check",

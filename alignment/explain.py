@@ -179,16 +179,37 @@ def _groups(cases: list[_Case]) -> list[list[_Case]]:
 
 def _finding(group: list[_Case], experiment: Experiment, inherited: int) -> Finding:
     case = group[0]
-    cause, trial = next(((c, t) for c, t in case.found if t.proved), (None, None))
     side, reason = ("candidate", _why_candidate(case.row)) if case.root is None else attribute(case.root, case.laws)
+    return finding_of(
+        case.found,
+        tuple(one.label for one in group),
+        _symptom(case, len(group) - 1, inherited),
+        side,
+        reason,
+        tuple(law.describe() for law in case.laws),
+        tuple(dict.fromkeys(site for one in group for site in _sites(one, experiment))),
+    )
+
+
+def finding_of(
+    found: Sequence[tuple[Cause, Trial]],
+    roots: tuple[str, ...],
+    symptom: str,
+    side: str,
+    reason: str,
+    evidence: tuple[str, ...] = (),
+    sites: tuple[str, ...] = (),
+) -> Finding:
+    """What was diagnosed, as a finding: the cause that is proved, or what was tried in vain."""
+    cause, trial = next(((c, t) for c, t in found if t.proved), (None, None))
     tried = [
-        f"{c.name}: {t.change}: {t.figure} {t.before:.2g} → {t.after:.2g}, more than rounding"
-        for c, t in case.found
+        f"{c.name}: {t.change}: {t.figure} {t.before:.2g} → {t.after:.2g}, {t.doubt or 'more than rounding'}"
+        for c, t in found
         if not t.proved
     ]
     return Finding(
-        roots=tuple(one.label for one in group),
-        symptom=_symptom(case, len(group) - 1, inherited),
+        roots=roots,
+        symptom=symptom,
         cause=cause.name if cause else None,
         summary=cause.summary if cause else "unexplained: no known cause makes the difference vanish",
         remedy=cause.remedy
@@ -200,8 +221,8 @@ def _finding(group: list[_Case], experiment: Experiment, inherited: int) -> Find
         before=trial.before if trial else None,
         after=trial.after if trial else None,
         tried=() if cause else tuple(tried[:SHOWN_TRIALS]),
-        evidence=tuple(law.describe() for law in case.laws),
-        sites=tuple(dict.fromkeys(site for one in group for site in _sites(one, experiment))),
+        evidence=evidence,
+        sites=sites,
     )
 
 

@@ -16,8 +16,11 @@ def classification_metrics(logits: NDArray, targets: NDArray) -> dict[str, float
 
     Classes are those that occur in the targets or the predictions; a class never predicted has precision 0.
     """
-    predicted = np.argmax(logits, axis=-1).ravel()
-    actual = np.asarray(targets).ravel()
+    return label_metrics(np.argmax(logits, axis=-1).ravel(), np.asarray(targets).ravel())
+
+
+def label_metrics(predicted: NDArray, actual: NDArray) -> dict[str, float]:
+    """The same of predicted and actual labels [N]."""
     classes = np.union1d(predicted, actual)
     hits = np.array([np.sum((predicted == c) & (actual == c)) for c in classes], dtype=np.float64)
     chosen = np.array([np.sum(predicted == c) for c in classes], dtype=np.float64)

@@ -9,44 +9,67 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignment.causes import (
+    data,
     functions,
     gradients,
     initialization,
     loss,
     masks,
+    metrics,
     options,
     structure,
     updates,
     values,
     weights,
 )
+from alignment.causes.data import DataSuspect
 from alignment.causes.initialization import InitializerSuspect
+from alignment.causes.metrics import MetricSuspect, Scored
 from alignment.causes.structure import StructureSuspect
 from alignment.causes.suspect import AnySuspect, Cause, Suspect, Trial, WeightSuspect
 from alignment.causes.updates import StatisticSuspect, UpdateSuspect
 
+# Every family, by the name of its file.
+FAMILIES: dict[str, tuple[Cause, ...]] = {
+    "options": tuple(options.CAUSES),
+    "loss": loss.CAUSES,
+    "masks": masks.CAUSES,
+    "functions": functions.CAUSES,
+    "values": values.CAUSES,
+    "gradients": gradients.CAUSES,
+    "weights": weights.CAUSES,
+    "initialization": initialization.CAUSES,
+    "structure": structure.CAUSES,
+    "updates": updates.CAUSES,
+    "metrics": metrics.CAUSES,
+    "data": data.CAUSES,
+}
+
 # What kind of suspect -> its causes, the more particular families first.
 CAUSES: dict[type, tuple[Cause, ...]] = {
-    Suspect: (
-        *options.CAUSES,
-        *loss.CAUSES,
-        *masks.CAUSES,
-        *functions.CAUSES,
-        *values.CAUSES,
-        *gradients.CAUSES,
+    Suspect: tuple(
+        cause
+        for family in ("options", "loss", "masks", "functions", "values", "gradients")
+        for cause in FAMILIES[family]
     ),
-    WeightSuspect: weights.CAUSES,
-    InitializerSuspect: initialization.CAUSES,
-    StructureSuspect: structure.CAUSES,
-    UpdateSuspect: updates.CAUSES,
-    StatisticSuspect: updates.CAUSES,
+    WeightSuspect: FAMILIES["weights"],
+    InitializerSuspect: FAMILIES["initialization"],
+    StructureSuspect: FAMILIES["structure"],
+    UpdateSuspect: FAMILIES["updates"],
+    StatisticSuspect: FAMILIES["updates"],
+    MetricSuspect: FAMILIES["metrics"],
+    DataSuspect: FAMILIES["data"],
 }
 
 __all__ = [
     "CAUSES",
+    "FAMILIES",
     "AnySuspect",
     "Cause",
+    "DataSuspect",
     "InitializerSuspect",
+    "MetricSuspect",
+    "Scored",
     "StatisticSuspect",
     "StructureSuspect",
     "Suspect",

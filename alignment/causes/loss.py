@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from alignment.causes.gradients import elsewhere, is_round
-from alignment.causes.suspect import Cause, Suspect, Trial
+from alignment.causes.suspect import AMBIGUOUS, Cause, Suspect, Trial
 
 Array = NDArray
 
@@ -381,7 +381,7 @@ def _tried(suspect: Suspect) -> Iterator[tuple[str, Trial]]:
         assert wrong_one is not None
         for trial in suspect.trial(_said(right, wrong), candidate - wrong_one + right_one):
             # Formulas that cannot be told apart here prove none of them.
-            yield name, trial if len(names) == 1 else replace(trial, proved=False)
+            yield name, trial if len(names) == 1 else replace(trial, proved=False, doubt=AMBIGUOUS)
     if not found:
         yield from _by_factor(suspect, right_value, wrong_value)
 

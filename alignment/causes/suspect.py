@@ -30,6 +30,7 @@ class Trial:
 
     change: what was corrected, in words that go before a figure ("transposing dense.weight").
     before, after: distance to the reference without and with it, as a `figure`. proved: what is left is rounding.
+    doubt: why it is not proved, where that is not because more than rounding is left.
     """
 
     change: str
@@ -37,6 +38,11 @@ class Trial:
     after: float
     proved: bool
     figure: str = "relative L2"
+    doubt: str = ""
+
+
+# What is said of trials of several causes that all leave nothing.
+AMBIGUOUS = "but another cause fits as well"
 
 
 @dataclass(frozen=True)

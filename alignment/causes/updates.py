@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.causes.gradients import factor_of, is_round
-from alignment.causes.suspect import Cause, Trial, relative
+from alignment.causes.suspect import AMBIGUOUS, Cause, Trial, relative
 
 Array = NDArray
 
@@ -325,7 +325,7 @@ def _explained(suspect: UpdateSuspect) -> Iterator[tuple[str, Trial]]:
     # A rule that leaves much more than another does is only near it. Those as good as each other prove none of them.
     best = {name: trial for name, trial in found.items() if trial.after <= max(10.0 * least, 1e-9)}
     for name, trial in best.items():
-        yield name, trial if len(best) == 1 else replace(trial, proved=False)
+        yield name, trial if len(best) == 1 else replace(trial, proved=False, doubt=AMBIGUOUS)
     if not best:
         yield from _by_factor(suspect)
 

@@ -23,20 +23,7 @@ import orjson
 import pytest
 
 from alignment import AlignmentError, Options, check, explain
-from alignment.causes import (
-    CAUSES,
-    Cause,
-    functions,
-    gradients,
-    initialization,
-    loss,
-    masks,
-    options,
-    structure,
-    updates,
-    values,
-    weights,
-)
+from alignment.causes import CAUSES, FAMILIES
 from alignment.cli import align
 from alignment.faults import FAULTS, get_fault
 from alignment.frameworks import reserve_threads
@@ -363,18 +350,6 @@ def test_tables_name_what_is_there():
 # --------------------------------------------------------------------------------------------------------------- causes
 
 CAUSES_PAGE = ROOT / "docs" / "causes.md"
-FAMILIES: dict[str, tuple[Cause, ...]] = {
-    "options": tuple(options.CAUSES),
-    "loss": tuple(loss.CAUSES),
-    "masks": tuple(masks.CAUSES),
-    "functions": tuple(functions.CAUSES),
-    "values": tuple(values.CAUSES),
-    "gradients": tuple(gradients.CAUSES),
-    "weights": tuple(weights.CAUSES),
-    "initialization": tuple(initialization.CAUSES),
-    "structure": tuple(structure.CAUSES),
-    "updates": tuple(updates.CAUSES),
-}
 
 
 def causes_table(family: str) -> str:
