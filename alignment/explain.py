@@ -15,7 +15,7 @@ from alignment.compare import EPS32
 from alignment.correspondence import path_of, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import LEARNING_RATE, NOISE_RUNS, Experiment, Options
-from alignment.localise import Root, Scene, row_of
+from alignment.localise import Root, Scene, is_criterion, row_of
 from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
 from alignment.saved_pair import SavedPair, pair_stages, weight_suspects
 from alignment.saved_trace import read_trace
@@ -246,7 +246,11 @@ def _symptom(case: _Case, more: int, inherited: int) -> str:
 def _sites(case: _Case, experiment: Experiment) -> Iterable[str]:
     """Where in the candidate's source the diverging tensor is computed."""
     owner = case.row.name.rpartition(".")[0] if case.root is None else case.root.owner
-    if owner not in experiment.paths or case.row.record in ("module", "initializer"):
+    if (
+        owner not in experiment.paths
+        or case.row.record in ("module", "initializer", "metric")
+        or is_criterion(case.row)
+    ):
         return
     path = experiment.paths[owner]
     if case.root is not None and case.scene is not None and case.root.kind in ("input", "activation", "input gradient"):

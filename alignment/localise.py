@@ -21,9 +21,9 @@ import checkpoints
 from alignment.compare import Comparison, Pair, Tolerance, measure, settle
 from alignment.correspondence import path_of, rename
 from alignment.errors import AlignmentError
-from alignment.experiment import Experiment, State
+from alignment.experiment import Case, Experiment, State
 from alignment.report import StageResult, TensorResult
-from alignment.stages import result_of
+from alignment.stages import criterion_faults, result_of
 from alignment.trace import GRADIENT_OF, Kind, Record, Trace
 from checkpoints import undo
 from fake_data import Batch
@@ -263,6 +263,12 @@ class Scene:
             for kind, name in (*forward, *backward)
         )
 
+    @cached_property
+    def criterion_faults(self) -> set[str]:
+        """Rows of the criterion that differ though both sides are given the reference's logits."""
+        one, two = self.reference32, self.reference64
+        return criterion_faults(self.experiment, Case(self.weights, self.batch, one, two, one, two, (self.noise,)))
+
     def _matters(self, kind: Kind, name: str) -> bool:
         """Does what a module is given make a difference to anything? A mask of −1e4 or −inf may not."""
         if kind != "input":
@@ -302,7 +308,7 @@ def localise(
         # The candidate can't be run piece by piece: what the stages found stands.
         note = f"root divergences could not be separated: {error}"
         stages = (*stages[:-1], replace(stages[-1], notes=(*stages[-1].notes, note)))
-    stages = _without_consequences(experiment, stages)
+    stages = _without_consequences(experiment, with_uses_of_logits(stages, scenes))
     if any(tensor.root for stage in stages for tensor in stage.tensors):
         return stages, tuple(scenes)
     return first_is_root(stages), tuple(scenes)
@@ -350,6 +356,28 @@ def _with_roots(stages: tuple[StageResult, ...], scene: Scene) -> tuple[StageRes
                 tensors.insert(first, _row(root, record, name, scene))
             stages = (*stages[:position], replace(stage, tensors=tuple(tensors)), *stages[position + 1 :])
     return stages
+
+
+def with_uses_of_logits(stages: tuple[StageResult, ...], scenes: Iterable[Scene]) -> tuple[StageResult, ...]:
+    """Mark what is made of the logits outside the models: criteria that differ given the same ones, and metrics."""
+    rows = [tensor for stage in stages for tensor in stage.tensors]
+    logits = [tensor.verdict for tensor in rows if tensor.record == "logits"]
+    agree = bool(logits) and all(verdict == "aligned" for verdict in logits)
+    asked = any(tensor.verdict == "diverged" and is_criterion(tensor) for tensor in rows)
+    wrong = set().union(*(scene.criterion_faults for scene in scenes)) if asked else set()
+
+    def starts(tensor: TensorResult) -> bool:
+        of_logits = is_criterion(tensor) or tensor.record == "metric"
+        return tensor.verdict == "diverged" and of_logits and (agree or tensor.name in wrong)
+
+    return tuple(
+        replace(stage, tensors=tuple(replace(t, root=t.root or starts(t)) for t in stage.tensors)) for stage in stages
+    )
+
+
+def is_criterion(tensor: TensorResult) -> bool:
+    """Is this the framework's criterion with some options, and not the twin's own loss?"""
+    return tensor.record == "loss" and tensor.name != "loss"
 
 
 def row_of(root: Root) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from alignment.fullsize import FULL_SIZE, Shares, judge_full_size
 from alignment.initializers import FALSE_ALARM_RATE, compare_initializers
 from alignment.metrics import classification_metrics
 from alignment.report import StageResult, TensorResult
-from alignment.trace import Kind, Trace, widest
+from alignment.trace import Kind, Record, Trace, widest
 from checkpoints import CheckpointError, Move, Slot, undo
 
 Progress = Callable[[], None]
@@ -428,6 +428,11 @@ def _judge_activations(experiment: Experiment, case: Case) -> Iterable[_Measured
 
 def _judge_loss(experiment: Experiment, case: Case) -> Iterable[_Measured]:
     yield _measured(case, "loss", "loss", "loss", _pair(case, "loss", "loss"))
+    yield from _judge_criterion(experiment, case)
+
+
+def _judge_criterion(experiment: Experiment, case: Case) -> Iterable[_Measured]:
+    """Each framework's cross entropy of its side's logits, by every option."""
     targets = case.batch.targets
     if targets is None or not own_loss(experiment.twin.loss):
         return
@@ -445,6 +450,20 @@ def _judge_loss(experiment: Experiment, case: Case) -> Iterable[_Measured]:
         noise = (_criterion(experiment, trace, targets, scale, options) for trace in case.noise)
         pair = Pair(one, two, three, four, tuple(value for value in noise if value is not None))
         yield _measured(case, "loss", label, label, pair)
+
+
+def criterion_faults(experiment: Experiment, case: Case) -> set[str]:
+    """Options by which the two frameworks' cross entropies differ though both are given the reference's logits."""
+
+    def given(trace: Trace) -> Trace:
+        return Trace(
+            experiment.candidate.name, trace.dtype, (Record("logits", "logits", trace.get("logits", "logits")),)
+        )
+
+    alike = replace(case, candidate32=given(case.reference32), candidate64=given(case.reference64))
+    found = list(_judge_criterion(experiment, alike))
+    judged = settle([one.comparison for one in found])
+    return {one.reference_name or "" for one, it in zip(found, judged, strict=True) if it.verdict == "diverged"}
 
 
 def _criterion_options(targets: NDArray) -> Iterable[tuple[str, dict[str, Any]]]:

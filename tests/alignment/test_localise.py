@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import paddle
 import pytest
 
-from alignment import Options, Side, Twin, check, get_twin
+from alignment import Options, StageResult, TensorResult, check, get_twin
 from alignment.experiment import prepare
-from alignment.localise import Scene
+from alignment.localise import Scene, with_uses_of_logits
 from alignment.trace import GRADIENT_OF
 from alignment.twins import TWINS
-from checkpoints import NameMap, Rename
 from mutants.gallery import GALLERY
 
 
@@ -61,63 +59,45 @@ def test_wrong_weights_and_wrong_code_are_told_apart(small) -> None:
     assert all(record == "parameter" or name.endswith(("norm", "to_logits.0")) for record, name in found)
 
 
-class Renamed(paddle.nn.Layer):
-    """The candidate of a two-layer model, its modules called otherwise."""
+@pytest.mark.parametrize("fault", ["stale-bias-gradient", "gelu-form"])
+def test_a_criterion_that_means_something_else_is_a_root_beside_another(small, monkeypatch, fault) -> None:
+    """Its logits agree, or differ by the other fault: it is judged on the reference's."""
+    from alignment.frameworks import paddle as adapter
 
-    def __init__(self, wrong: bool = False) -> None:
-        super().__init__()
-        self.table = paddle.nn.Embedding(10, 6)
-        self.first = paddle.nn.Linear(6, 6)
-        self.gelu = paddle.nn.GELU(approximate=wrong)
-        self.last = paddle.nn.Linear(6, 3)
+    right = adapter.cross_entropy
 
-    def forward(self, ids):
-        return self.last(self.gelu(self.first(self.table(ids))).mean(1))
+    def divided_by_all(logits, targets, *, reduction="mean", ignore_index=None):
+        if reduction == "mean" and ignore_index is not None:
+            return right(logits, targets, reduction="sum", ignore_index=ignore_index) / targets.size
+        return right(logits, targets, reduction=reduction, ignore_index=ignore_index)
+
+    monkeypatch.setattr(adapter, "cross_entropy", divided_by_all)
+    report = check("fastformer-classifier", small("fastformer-classifier", faults=(fault,)))
+    found = roots(report)
+    assert ("loss", "cross_entropy[mean, ignore_index]") in found
+    assert [name for record, name in found if record == "loss"] == ["cross_entropy[mean, ignore_index]"]
+    assert len(found) > 1
+    planted = {"stale-bias-gradient": "gradient", "gelu-form": "activation"}[fault]
+    assert {record for record, _ in found} == {"loss", planted}
 
 
-def original():
-    import torch
+@pytest.mark.parametrize("logits", ["aligned", "diverged"])
+def test_a_metric_is_a_root_where_the_logits_agree(logits) -> None:
+    def row(record: str, name: str, verdict: str, root: bool = False) -> TensorResult:
+        return TensorResult(record, name, name, (), verdict, "", root=root)  # type: ignore[arg-type]
 
-    class Original(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.emb = torch.nn.Embedding(10, 6)
-            self.up = torch.nn.Linear(6, 6)
-            self.act = torch.nn.GELU()
-            self.head = torch.nn.Linear(6, 3)
-
-        def forward(self, ids):
-            return self.head(self.act(self.up(self.emb(ids))).mean(1))
-
-    return Original()
+    stages = (
+        StageResult(3, "forward", (row("logits", "logits", logits),)),
+        StageResult(4, "loss", (row("loss", "loss", "diverged"), row("metric", "accuracy", "diverged"))),
+        StageResult(5, "backward", (row("gradient", "fc.bias", "diverged", root=True),)),
+    )
+    marked = [t.name for stage in with_uses_of_logits(stages, ()) for t in stage.tensors if t.root]
+    assert marked == (["accuracy", "fc.bias"] if logits == "aligned" else ["fc.bias"])
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_modules_of_other_names_correspond(monkeypatch, wrong) -> None:
-    import sys
-    import types
-
-    from fake_data import Ids, InputSpec, Labels
-
-    module = types.ModuleType("alignment_test_renamed")
-    module.Original, module.Renamed = original, lambda: Renamed(wrong)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "alignment_test_renamed", module)
-    twin = Twin(
-        "renamed",
-        "modules of other names",
-        Side("torch", "alignment_test_renamed:Original"),
-        Side("paddle", "alignment_test_renamed:Renamed"),
-        {},
-        lambda _: InputSpec({"ids": Ids(0, 10, ("B", "N")), "targets": Labels(3, ("B",))}, max_length=8),
-        loss="criterion",
-        names=NameMap(
-            tuple(
-                Rename(rf"{one}\.(.*)", rf"{two}.\1")
-                for one, two in (("emb", "table"), ("up", "first"), ("head", "last"))
-            )
-        ),
-    )
-    report = check(twin, Options(batch_size=3, length=5, steps=(1, 3, 4, 5)))
+def test_modules_of_other_names_correspond(renamed_twin, wrong) -> None:
+    report = check(renamed_twin(wrong), Options(batch_size=3, length=5, steps=(1, 3, 4, 5)))
     assert report.verdict == ("diverged" if wrong else "aligned")
     assert roots(report) == ({("activation", "act")} if wrong else set())
     forward = {tensor.reference_name: tensor.candidate_name for tensor in report.twins[0].stages[1].tensors}

@@ -7,7 +7,6 @@ import pickle
 import struct
 import subprocess
 import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import orjson
 import pytest
 
 import checkpoints
-from alignment import AlignmentError, Options, Side, Twin, explain_traces, get_twin, run_check, save_traces
+from alignment import AlignmentError, Options, explain_traces, get_twin, run_check, save_traces
 from alignment.check import Checked
 from alignment.cli import run
 from alignment.experiment import SIDES, prepare
@@ -26,8 +25,6 @@ from alignment.saved_trace import HEADER, read_trace, write_trace
 from alignment.trace import Record
 from alignment.twins import TWINS
 from alignment.views.json import to_json
-from checkpoints import NameMap, Rename
-from fake_data import Ids, InputSpec, Labels
 
 
 def scene_of(small, name: str, *faults: str, weights: str = "random") -> Checked:
@@ -207,61 +204,9 @@ def test_a_tie_that_is_lost_is_explained_by_its_gradient(tmp_path) -> None:
     assert "tied to embedding.weight on the reference side, to nothing" in rows["parameter", "output.weight"].reason
 
 
-class Wrapped:
-    """A model whose modules are called otherwise on the two sides."""
-
-    @staticmethod
-    def reference():
-        import torch
-
-        class Original(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.emb = torch.nn.Embedding(10, 6)
-                self.up = torch.nn.Linear(6, 6)
-                self.act = torch.nn.GELU()
-                self.head = torch.nn.Linear(6, 3)
-
-            def forward(self, ids):
-                return self.head(self.act(self.up(self.emb(ids))).mean(1))
-
-        return Original()
-
-    @staticmethod
-    def candidate(wrong: bool):
-        import paddle
-
-        class Renamed(paddle.nn.Layer):
-            def __init__(self) -> None:
-                super().__init__()
-                self.table = paddle.nn.Embedding(10, 6)
-                self.first = paddle.nn.Linear(6, 6)
-                self.gelu = paddle.nn.GELU(approximate=wrong)
-                self.last = paddle.nn.Linear(6, 3)
-
-            def forward(self, ids):
-                return self.last(self.gelu(self.first(self.table(ids))).mean(1))
-
-        return Renamed()
-
-
 @pytest.mark.parametrize("wrong", [False, True])
-def test_names_that_differ(monkeypatch, tmp_path, wrong) -> None:
-    module = types.ModuleType("alignment_test_wrapped")
-    module.Original, module.Renamed = Wrapped.reference, lambda: Wrapped.candidate(wrong)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "alignment_test_wrapped", module)
-    names = (("emb", "table"), ("up", "first"), ("head", "last"))
-    twin = Twin(
-        "renamed",
-        "modules of other names",
-        Side("torch", "alignment_test_wrapped:Original"),
-        Side("paddle", "alignment_test_wrapped:Renamed"),
-        {},
-        lambda _: InputSpec({"ids": Ids(0, 10, ("B", "N")), "targets": Labels(3, ("B",))}, max_length=8),
-        loss="criterion",
-        names=NameMap(tuple(Rename(rf"{one}\.(.*)", rf"{two}.\1") for one, two in names)),
-    )
-    files = save_traces(run_check(twin, Options(batch_size=3, length=5, steps=(3, 4, 5))), tmp_path)
+def test_names_that_differ(renamed_twin, tmp_path, wrong) -> None:
+    files = save_traces(run_check(renamed_twin(wrong), Options(batch_size=3, length=5, steps=(3, 4, 5))), tmp_path)
     assert "gelu" in read_trace(files[1]).trace.names("activation")  # in its own words
     result = explain_traces(*files).twins[0]
     assert result.verdict == ("diverged" if wrong else "aligned")
