@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 import checkpoints
 from alignment.check import Checked
 from alignment.correspondence import path_of
+from alignment.faults import FAULTS
 from alignment.localise import Root, Scene, row_of
+from alignment.twins import TWINS
 from checkpoints import write_aside
 from checkpoints.layouts import Operation
 
@@ -92,8 +95,13 @@ def _script(scene: Scene, root: Root, stem: str, address: str) -> str:
         move = scene.moves[root.name]
         operation, candidate_name = move.operation, move.target
     child = root.owner if root.kind == "gradient" else path_of(root.name)
-    given = zip(experiment.options.faults, experiment.faults, strict=True)
-    planted = [one if isinstance(one, str) else fault.name for one, fault in given if fault.plant is not None]
+    faults = [
+        (fault.name, one if isinstance(one, str) else _address(fault, fault.plant, FAULTS))
+        for one, fault in zip(experiment.options.faults, experiment.faults, strict=True)
+        if fault.plant is not None
+    ]
+    twin_address = address if ":" in address else _address(twin, twin.inputs, TWINS)
+    named = [at for _, at in faults if at is not None] if twin_address else []
     return TEMPLATE.format(
         what=f"{root.kind} of {root.name}" if "gradient" in root.kind else f"{root.kind} {root.name}",
         stem=stem,
@@ -111,16 +119,29 @@ def _script(scene: Scene, root: Root, stem: str, address: str) -> str:
         child=child,
         candidate_child=experiment.paths[child],
         transpose=operation == "transpose",
-        planted=planted,
-        twin=address,
+        planted=named,
+        unnamed=[name for name, at in faults if at not in named],
+        twin=twin_address,
         criterion=twin.loss == "criterion",
     )
+
+
+def _address(value: object, code: object, built_in: Mapping[str, object]) -> str | None:
+    """What a script can call a fault or twin that was given as an object: its name, or its place beside its own code."""
+    for name, known in built_in.items():
+        if known is value:
+            return name
+    module = str(getattr(code, "__module__", ""))
+    for name, known in vars(sys.modules.get(module)).items() if module in sys.modules and module != "__main__" else ():
+        if known is value:
+            return f"{module}:{name}"
+    return None
 
 
 TEMPLATE = '''"""One divergence alone: {what}.
 
 Runs the module {owner!r} of both models on the values that the reference's was given, in float64, and compares.
-Needs the two frameworks, NumPy and the two models. Exit status: 1 while the two differ, 0 once they agree.
+Needs the two frameworks, NumPy and the two models. Exit status: 1 while the two differ, 0 once they agree, 2 where it can't run.
 """
 
 import importlib
@@ -134,6 +155,14 @@ import torch
 DATA = np.load(Path(__file__).resolve().with_name("{stem}.npz"))
 KIND, LABEL = {kind!r}, {label!r}
 PLANTED = {planted!r}  # faults that alignment planted on the candidate; none in a real port
+UNNAMED = {unnamed!r}  # faults it planted that were handed over as objects: no script can name them
+if UNNAMED:
+    print(
+        "can't plant " + ", ".join(UNNAMED) + ": a fault or twin that is an attribute of no module has no name here, and "
+        "without it the two models agree. Give it as package.module:attribute, and write this script again.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 
 def build(target, settings):

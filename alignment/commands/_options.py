@@ -16,11 +16,18 @@ from alignment.experiment import Options
 from alignment.faults import FAULTS
 from alignment.report import Report
 from alignment.twins import Twin, parse_settings
+from alignment.views.json import to_json
 from alignment.views.terminal import print_report
+from checkpoints import write_aside
 
 EXIT_STATUS = {"aligned": 0, "diverged": 1, "inconclusive": 2}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OUTPUT = (
+    click.option("--verbose", is_flag=True, help="A line for every tensor, and with findings every root and identity."),
+    click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit status tells."),
+)
 
 _SHARED = (
     click.option(
@@ -80,6 +87,13 @@ def shared_options(command: Command) -> Command:
     return command
 
 
+def output_options(command: Command) -> Command:
+    """How much is printed."""
+    for option in reversed(_OUTPUT):
+        command = option(command)
+    return command
+
+
 def make_options(
     twin: Twin,
     *,
@@ -111,10 +125,26 @@ def make_options(
     )
 
 
+def prepare_folder(folder: Path) -> None:
+    """Make a folder that results go to, before the work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    refuse_unwritable(folder / "any")
+
+
 def refuse_unwritable(path: Path) -> None:
     """Before the work, not after it: a report that can't be written would be lost."""
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise AlignmentError(f"{path}: can't write there; name a file in a folder that exists and can be written to")
+
+
+def finish(report: Report, json_file: Path | None, verbose: bool, quiet: bool) -> int:
+    """Write and show a report as was asked for; returns the exit status."""
+    if json_file is not None:
+        with write_aside(json_file) as file:
+            file.write(to_json(report))
+    if not quiet:
+        show_report(report, verbose)
+    return EXIT_STATUS[report.verdict]
 
 
 def show_report(report: Report, verbose: bool) -> None:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from alignment.check import check, merge_reports
-from alignment.commands._options import EXIT_STATUS, make_options, refuse_unwritable, shared_options, show_report
+from alignment.commands._options import (
+    finish,
+    make_options,
+    output_options,
+    prepare_folder,
+    refuse_unwritable,
+    shared_options,
+)
 from alignment.config import find_config, read_config
 from alignment.errors import AlignmentError
 from alignment.experiment import Options
 from alignment.frameworks import reserve_threads
 from alignment.report import Report
 from alignment.twins import DEFAULT_TWIN, TWINS, get_twin
-from alignment.views.json import to_json
 from alignment.views.progress import progress
-from checkpoints import write_aside
 
 
 def _configure(context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -66,25 +72,15 @@ def _long_name(parameter: click.Parameter) -> str:
     metavar="DIR",
     help="Write each stage's tensors as a pair of reprod_log files.",
 )
-@click.option("--verbose", is_flag=True, help="A line for every tensor.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit status tells.")
+@output_options
 def command(
     twin: str | None,
     every: bool,
-    steps: tuple[int, ...],
-    assignments: tuple[str, ...],
-    data: str | None,
-    weights: str,
-    seed: int,
-    batch_size: int,
-    length: int | None,
-    faults: tuple[str, ...],
     json_file: Path | None,
     reprod_log: Path | None,
-    threads: int | None,
-    strict: bool,
     verbose: bool,
     quiet: bool,
+    **given: Any,
 ) -> int:
     """Check that both sides of TWIN compute the same thing.
 
@@ -97,39 +93,17 @@ def command(
         if typed == {"every", "twin"}:
             raise AlignmentError(f"--all checks every twin: leave out {twin!r}, or leave out --all")
         every = "twin" not in typed  # what was typed goes before what a configuration file says
-    if every and assignments:
+    if every and given["assignments"]:
         raise AlignmentError("--set goes with one twin: the twins have different settings, so leave it out with --all")
     names = list(TWINS) if every else [twin or DEFAULT_TWIN]
     if json_file is not None:
         refuse_unwritable(json_file)
     if reprod_log is not None:
-        reprod_log.mkdir(parents=True, exist_ok=True)
-        refuse_unwritable(reprod_log / "forward.npy")
-    reserve_threads(threads)
-    twins = []
-    for name in names:
-        chosen = get_twin(name)
-        options = make_options(
-            chosen,
-            assignments=assignments,
-            data=data,
-            weights=weights,
-            seed=seed,
-            batch_size=batch_size,
-            length=length,
-            faults=faults,
-            threads=threads,
-            strict=strict,
-            steps=steps,
-        )
-        twins.append((name, options))
+        prepare_folder(reprod_log)
+    reserve_threads(given["threads"])
+    twins = [(name, make_options(get_twin(name), **given)) for name in names]
     report = _run(twins, reprod_log)
-    if json_file is not None:
-        with write_aside(json_file) as file:
-            file.write(to_json(report))
-    if not quiet:
-        show_report(report, verbose)
-    return EXIT_STATUS[report.verdict]
+    return finish(report, json_file, verbose, quiet)
 
 
 def _typed(name: str) -> bool:

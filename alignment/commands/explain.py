@@ -12,7 +12,14 @@ import orjson
 from click.core import ParameterSource
 
 from alignment.check import merge_reports, run_check
-from alignment.commands._options import EXIT_STATUS, make_options, refuse_unwritable, shared_options, show_report
+from alignment.commands._options import (
+    finish,
+    make_options,
+    output_options,
+    prepare_folder,
+    refuse_unwritable,
+    shared_options,
+)
 from alignment.errors import AlignmentError
 from alignment.experiment import Options
 from alignment.explain import explain_checked, explain_traces
@@ -21,9 +28,7 @@ from alignment.report import Report
 from alignment.repro import write_repros
 from alignment.saved_trace import SUFFIX, save_traces
 from alignment.twins import DEFAULT_TWIN, get_twin
-from alignment.views.json import to_json
 from alignment.views.progress import progress
-from checkpoints import write_aside
 
 
 @click.command("explain", epilog="Exit status: 0 aligned, 1 diverged, 2 could not decide or could not run.")
@@ -42,8 +47,7 @@ from checkpoints import write_aside
     metavar="DIR",
     help="Write what both sides did, to be explained where neither framework is installed.",
 )
-@click.option("--verbose", is_flag=True, help="A line for every tensor, root and identity.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit status tells.")
+@output_options
 def command(
     twin: str | None,
     candidate: str | None,
@@ -67,12 +71,7 @@ def command(
         report = explain_pair(twin or "", candidate)
     else:
         report = explain_twins(twin or DEFAULT_TWIN, repro, traces, given)
-    if json_file is not None:
-        with write_aside(json_file) as file:
-            file.write(to_json(report))
-    if not quiet:
-        show_report(report, verbose)
-    return EXIT_STATUS[report.verdict]
+    return finish(report, json_file, verbose, quiet)
 
 
 def is_trace(name: str | None) -> bool:
@@ -107,8 +106,7 @@ def explain_twins(name: str, repro: Path | None, traces: Path | None, given: dic
     """Check a twin, or those of a saved report, and explain what diverges."""
     for folder in (repro, traces):
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            refuse_unwritable(folder / "any")
+            prepare_folder(folder)
     reserve_threads(given["threads"])
     saved = name.endswith(".json")
     asked = read_report(Path(name)) if saved else [(name, make_options(get_twin(name), **given))]

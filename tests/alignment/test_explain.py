@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 
 from alignment import AlignmentError, Options, explain
 from alignment.check import run_check
 from alignment.cli import run
 from alignment.explain import explain_checked
+from alignment.faults import FAULTS as PLANTABLE
 from alignment.frameworks import get_framework
 from alignment.repro import write_repros
 from alignment.views.json import SCHEMA, to_json
@@ -132,8 +137,6 @@ def test_what_does_not_reach_training_is_said_not_to(small) -> None:
 
 @pytest.mark.parametrize("framework", ["torch", "paddle"])
 def test_training_leaves_the_weights_as_they_were(small, framework) -> None:
-    import numpy as np
-
     from alignment.experiment import prepare
     from alignment.twins import get_twin
 
@@ -204,6 +207,31 @@ def test_bad_names_are_named(capsys) -> None:
 # ---------------------------------------------------------------------------------------------------------------- repro
 
 
+def run_script(script, *folders) -> tuple[int, str, str]:
+    path = os.pathsep.join(map(str, (*folders, Path(__file__).resolve().parents[2])))
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def figures(shown: str) -> list[float]:
+    """Reference now and recorded, candidate now and recorded, candidate and reference now."""
+    return [float(line.rpartition(" ")[2]) for line in shown.splitlines() if "relative L2" in line]
+
+
+def recorded(script) -> float:
+    """How far the candidate was from the reference in the check."""
+    with np.load(script.with_suffix(".npz")) as arrays:
+        ours, theirs = arrays["reference"], arrays["candidate"]
+        return float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours))
+
+
 @pytest.mark.parametrize(
     ("twin", "faults", "stem"),
     [
@@ -219,11 +247,44 @@ def test_a_repro_shows_its_root_alone(small, tmp_path, twin, faults, stem) -> No
     if stem is None:
         assert not written  # the candidate has no such tensor: there is nothing to run
         return
-    assert [path.stem for path in written] == [stem]
-    done = subprocess.run([sys.executable, written[0]], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "reference now against the reference as recorded: relative L2 0.0" in done.stdout or "e-1" in done.stdout
-    assert "import alignment" not in written[0].read_text().partition("if PLANTED")[0]
+    (script,) = written
+    assert script.stem == stem
+    status, shown, error = run_script(script)
+    assert status == 1, error
+    ours, theirs, apart = figures(shown)
+    assert max(ours, theirs) < 1e-9  # a script doesn't round eps to float32, as a check does
+    # The fill of a mask makes a relative difference small.
+    assert apart == pytest.approx(recorded(script), rel=1e-5)
+    assert apart > 1e-10
+    assert "import alignment" not in script.read_text().partition("if PLANTED")[0]
+
+
+def test_a_fault_given_as_an_object_is_planted_where_a_module_holds_it(small, tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_faults.py").write_text(
+        "from alignment.faults import FAULTS, Fault\n\n"
+        "def plant(framework, model, twin):\n    return FAULTS['gelu-form'].plant(framework, model, twin)\n\n"
+        "MINE = Fault('mine', 'GELU by its tanh approximation', stage=3, plant=plant)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    fault = importlib.import_module("my_faults").MINE
+    script, *_ = write_repros(run_check("fast-transformer", small("fast-transformer", faults=(fault,))), tmp_path)
+    assert "PLANTED = ['my_faults:MINE']" in script.read_text()
+    status, shown, error = run_script(script, tmp_path)
+    assert status == 1, error
+    ours, theirs, apart = figures(shown)
+    assert max(ours, theirs) < 1e-9
+    assert apart == pytest.approx(recorded(script), rel=1e-6)
+
+
+def test_a_fault_that_no_name_leads_to_is_said_to_be_missing(small, tmp_path) -> None:
+    script, *_ = write_repros(
+        run_check("fast-transformer", small("fast-transformer", faults=(replace(PLANTABLE["gelu-form"]),))), tmp_path
+    )
+    status, shown, error = run_script(script)
+    assert (status, shown) == (2, "")
+    assert "can't plant gelu-form: " in error
+    assert "package.module:attribute" in error
+    assert "Traceback" not in error
 
 
 def test_a_repro_of_a_mended_candidate_agrees(small, tmp_path) -> None:
@@ -232,8 +293,8 @@ def test_a_repro_of_a_mended_candidate_agrees(small, tmp_path) -> None:
     scripts = write_repros(checked, tmp_path)
     script = next(path for path in scripts if "softmax" in path.stem)
     script.write_text(script.read_text().replace("PLANTED = ['mask-inverted']", "PLANTED = []"))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, shown, error = run_script(script)
+    assert status == 0, shown + error
 
 
 def test_a_check_that_ran_can_be_explained_later(small) -> None:
