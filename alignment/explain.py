@@ -129,8 +129,8 @@ def _cases(experiment: Experiment, scenes: Sequence[Scene], stages: Sequence[Sta
             if key in seen or key not in rows:
                 continue
             seen.add(key)
-            if root.owner not in experiment.paths:
-                continue  # a module that the candidate lacks: there is nothing to hold a cause against
+            if root.owner not in experiment.paths or root.reference is None:
+                continue  # one side has no such module, or no such gradient: there is nothing to hold a cause against
             suspect = Suspect(root, scene)
             found = diagnose(suspect, proved)
             proved += [cause for cause, trial in found if trial.proved and cause not in proved]

@@ -239,8 +239,9 @@ class Scene:
         trace = self.forced_run
         failing = self.failing(trace)
         forward = [key for key in failing if key[0] in FORWARD and self._matters(*key)]
-        forward += [key for key in failing if key[0] in END and not forward]
-        # Code that is wrong forward is wrong backward, too.
+        # Code that is wrong forward is wrong in what it makes after that, and backward, too.
+        wrong = {self.owner(*key) for key in forward}
+        forward += [key for key in failing if key[0] in END and self.owner(*key) not in wrong]
         guilty = {self.owner(*key) for key in forward}
         backward = [key for key in failing if key[0] not in (*FORWARD, *END)]
         backward = [key for key in backward if self.owner(*key) not in guilty]

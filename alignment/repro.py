@@ -33,7 +33,7 @@ def write_repros(checked: Checked, folder: Path) -> list[Path]:
             here = {root.owner, *([] if root.kind == "gradient" else [path_of(root.name)])} <= set(
                 scene.experiment.paths
             )
-            if row_of(root) in seen or root.candidate is None or not here:
+            if row_of(root) in seen or root.candidate is None or root.reference is None or not here:
                 continue
             seen.add(row_of(root))
             stem = re.sub(r"\W+", "_", f"{root.kind} {root.name}").strip("_")

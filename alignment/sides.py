@@ -228,8 +228,10 @@ def _embedding(view: _View) -> Iterator[Terms]:
 
 
 def _softmax(view: _View) -> Iterator[Terms]:
-    axis = int(view.options.get("dim", -1))
+    dim = view.options.get("dim", -1)
     for x, y in view.pairs():
+        # What torch takes where no axis was given.
+        axis = int(dim) if dim is not None else 0 if y.ndim in (0, 1, 3) else 1
         yield _terms("Σ outputs = 1", y.sum(axis), np.ones(y.sum(axis).shape), np.ones(1))
         yield _terms("y = softmax(x)", y, np.asarray(softmax(x, axis)), np.ones(1))
 
@@ -267,7 +269,8 @@ def _cross_entropy(view: _View) -> Iterator[Terms]:
     targets, logits = view.others[0], view.inputs[0]
     if targets is None or logits is None or logits.ndim != 2 or targets.dtype.kind != "i":
         return
-    if view.options.get("reduction", "mean") == "mean" and (targets >= 0).all():
+    smoothed, weighted = bool(view.options.get("label_smoothing")), "weight" in view.weights
+    if view.options.get("reduction", "mean") == "mean" and (targets >= 0).all() and not smoothed and not weighted:
         losses = -log_softmax(_wide(logits), -1)[np.arange(len(targets)), targets]
         yield _terms(
             "L = mean(−log softmax(logits)[target])", _wide(view.outputs[0]), np.asarray(losses.mean()), losses.mean()

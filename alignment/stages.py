@@ -492,7 +492,9 @@ def _criterion_scale(logits: NDArray | None) -> float:
     Paddle's cross entropy on a CPU takes no probability to be below exp(-64). The twin's own loss is compared as it is;
     here the question is what the options mean.
     """
-    spread = 0.0 if logits is None or not logits.size else float(np.ptp(logits.astype(np.float64)))
+    if logits is None or not logits.size or not np.isfinite(logits).all():
+        return 1.0
+    spread = float(np.ptp(logits.astype(np.float64)))
     return 2.0 ** -math.ceil(math.log2(spread / CRITERION_RANGE)) if CRITERION_RANGE < spread < math.inf else 1.0
 
 

@@ -351,7 +351,9 @@ def _one_value(suspect: Suspect) -> float | None:
     if candidate is None or candidate.shape != reference.shape or reference.ndim != 1 or reference.size < 2:
         return None
     value = float(candidate[0])
-    if not value or np.ptp(candidate) > SAME * abs(value) or np.ptp(reference) <= 1e-3 * np.abs(reference).max():
+    if not value or not np.isfinite(candidate).all() or np.ptp(candidate) > SAME * abs(value):
+        return None
+    if np.ptp(reference) <= 1e-3 * np.abs(reference).max():
         return None
     return value
 

@@ -202,7 +202,7 @@ AnyUpdate = UpdateSuspect | StatisticSuspect
 def _trial(suspect: AnyUpdate, change: str, corrected: Array) -> Trial:
     before = relative(suspect.candidate, suspect.reference)
     after = relative(corrected, suspect.reference)
-    return Trial(change, before, after, bool(after <= FITS and after <= LEFT * before))
+    return Trial(change, before, after, bool(before > 0.0 and after <= FITS and after <= LEFT * before))
 
 
 # ------------------------------------------------------------------------------------------------------------ optimizers

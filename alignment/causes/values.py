@@ -395,6 +395,10 @@ def _summands(suspect: Suspect) -> Iterator[Finding]:
     difference = reference - candidate
     if (np.abs(reference) >= ORDINARY).any() or np.ptp(difference) == 0.0:
         return
+    # Of a multiple of the reference, zero too, nobody can say that a summand makes the difference.
+    factor = _factor(candidate, reference)
+    if not candidate.any() or (factor is not None and close(candidate, factor * reference)):
+        return
     shape = reference.shape
     for tensor in pool(suspect):
         value = tensor.value

@@ -95,6 +95,11 @@ def test_the_last_batch_is_dropped_and_the_order_is_another_one() -> None:
     ]
 
 
+def test_a_full_batch_that_is_lost_is_no_dropped_rest() -> None:
+    whole = np.split(np.arange(32), 4)
+    assert [f.cause for f in explain_order(whole, whole[:-1], dataset=range(32))] == [None]
+
+
 def test_the_last_batch_is_filled_up() -> None:
     ours = torch_batches(shuffle=False)
     repeated = [*ours[:-1], np.concatenate([ours[-1], ours[0][: BATCH - SAMPLES % BATCH]])]

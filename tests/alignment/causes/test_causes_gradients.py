@@ -89,6 +89,9 @@ def test_a_stale_bias_gradient():
     assert proved(suspect(np.full(6, 0.126), bias, "bias")) == ["bias-gradient-constant"]
     assert proved(suspect(np.full(6, 1 / 8), noisy(bias), "bias")) == []
     assert proved(suspect(noisy(np.full(6, 1 / 8)), bias, "bias")) == []
+    # What is no number is no constant: the identity would give the right sum all the same.
+    assert proved(suspect(np.full(6, np.nan), bias, "bias")) == []
+    assert proved(suspect(np.array([1 / 8, np.nan, 3, 4, 5, 6]), bias, "bias")) == []
 
 
 @pytest.mark.parametrize(

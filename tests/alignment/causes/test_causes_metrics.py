@@ -115,6 +115,18 @@ def test_predictions_that_differ_too_are_not_explained_by_the_formula() -> None:
     assert "metric-broadcast" in finding.tried[0]
 
 
+def test_one_prediction_in_a_thousand_that_differs_is_more_than_rounding() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 7, 1000)
+    other = targets.copy()
+    other[3] = (other[3] + 1) % 7
+    finding = explained(
+        Scored(float((other == targets[:, None]).mean()), other, targets[:, None]), Scored(1.0, targets, targets)
+    )
+    assert finding.cause is None
+    assert "gap 0.86 → 0.001, more than rounding" in finding.tried[0]
+
+
 def test_what_a_count_of_rows_could_give_proves_nothing() -> None:
     """With as many targets of each class the broadcast mean is 1 / C, which a model that guesses has, too."""
     targets = np.repeat(np.arange(5), 8)
