@@ -654,7 +654,13 @@ def _pooled(dimensions: int) -> Callable[[Callable[..., Any]], Callable[..., Any
             kernel, padding = (_each(told[name], dimensions) for name in ("kernel_size", "padding"))
             stride = kernel if told["stride"] is None else _each(told["stride"], dimensions)
             channels_first = str(told.get("data_format", "NC")).startswith("NC")
-            if kernel is None or padding is None or stride is None or told.get("divisor_override") or not channels_first:
+            if (
+                kernel is None
+                or padding is None
+                or stride is None
+                or told.get("divisor_override")
+                or not channels_first
+            ):
                 return own
             sizes = zip(told["x"].shape[2:], own.shape[2:], kernel, stride, padding, strict=True)
             return _along_axes(told["x"], [separable.windows(*size, not told["exclusive"]) for size in sizes])
