@@ -8,6 +8,8 @@
 Nothing here imports a framework until a check runs.
 """
 
+from alignment.apart import compare_captures
+from alignment.capture import Keep, capture_candidate, capture_reference, save_traces
 from alignment.causes import Scored
 from alignment.check import check, run_check
 from alignment.compare import Comparison, Pair, Tolerance, compare
@@ -16,7 +18,6 @@ from alignment.experiment import Options
 from alignment.explain import explain, explain_traces
 from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
 from alignment.reported import explain_metric, explain_order
-from alignment.saved_trace import save_traces
 from alignment.twins import Side, Twin, get_twin
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Effect",
     "Finding",
     "FrameworkMissingError",
+    "Keep",
     "Options",
     "Pair",
     "Report",
@@ -35,8 +37,11 @@ __all__ = [
     "Tolerance",
     "Twin",
     "TwinResult",
+    "capture_candidate",
+    "capture_reference",
     "check",
     "compare",
+    "compare_captures",
     "explain",
     "explain_metric",
     "explain_order",

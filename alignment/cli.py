@@ -18,6 +18,8 @@ from fake_data.errors import DataError
 COMMANDS = {
     "check": "check",
     "explain": "explain",
+    "capture": "capture",
+    "compare": "compare",
     "convert": "convert",
     "fake-data": "fake_data",
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -17,10 +17,10 @@ import checkpoints
 from alignment.correspondence import correspond, renamed
 from alignment.errors import AlignmentError
 from alignment.faults import Fault, get_fault
-from alignment.frameworks import Framework, Loss, get_framework, own_loss, reserve_threads
+from alignment.frameworks import Absent, Framework, Loss, get_framework, own_loss, reserve_threads
 from alignment.inputs import make_batches
 from alignment.sizes import read_sizes
-from alignment.trace import Record, Trace
+from alignment.trace import Record, Trace, widest
 from alignment.twins import Side, Twin
 from checkpoints import CheckpointError, Layout, Slot
 from fake_data import Batch
@@ -77,7 +77,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Case:
-    """Both sides' runs of one batch with one set of weights, in both precisions."""
+    """Both sides' runs of one batch with one set of weights, in both precisions.
+
+    largest_gradient: of the reference in float64, where its trace does not hold all its gradients.
+    """
 
     weights: str
     batch: Batch
@@ -86,6 +89,19 @@ class Case:
     candidate32: Trace
     candidate64: Trace
     noise: tuple[Trace, ...]
+    largest_gradient: float | None = None
+
+    @property
+    def gradient_scale(self) -> float:
+        """The largest gradient of the case, whose rounding reaches the small ones."""
+        if self.largest_gradient is not None:
+            return self.largest_gradient
+        return largest_gradient(self.reference64)
+
+
+def largest_gradient(trace: Trace) -> float:
+    """The largest size of an element in all gradients of a run."""
+    return widest([trace.get("gradient", name) for name in trace.names("gradient")])
 
 
 @dataclass
@@ -227,6 +243,14 @@ class Experiment:
                 )
                 progress()
 
+    def detailed(self, weights: str, batch: str) -> Trace:
+        """A detailed float64 run of the reference, of a batch and a set of weights by name."""
+        held = self.model("reference", "float64")
+        held.user = None
+        self.reference.load_state(held.module, self.weights[weights])
+        given = next(one for one in self.batches if one.name == batch)
+        return self.run("reference", held.module, given, True, detail=True)
+
     def _used(self, side: str, dtype: str) -> Any:
         model = self.model(side, dtype)
         model.user = None
@@ -280,14 +304,18 @@ class Experiment:
         return trace if side == "reference" else renamed(trace, {two: one for one, two in self.paths.items()})
 
 
-def prepare(twin: Twin, options: Options) -> Experiment:
+def prepare(twin: Twin, options: Options, alone: bool = False) -> Experiment:
     """Build both sides, find the layout, settle weights and batches.
+
+    alone: the reference alone, without layout; nothing of the candidate's is imported.
 
     Raises:
         AlignmentError, CheckpointError, DataError: what is wrong with the settings, weights or data.
     """
     faults = tuple(get_fault(fault) if isinstance(fault, str) else fault for fault in options.faults)
-    reference, candidate = get_framework(twin.reference.framework), get_framework(twin.candidate.framework)
+    reference = get_framework(twin.reference.framework)
+    absent = cast(Framework, Absent(twin.candidate.framework))
+    candidate = absent if alone else get_framework(twin.candidate.framework)
     settings = {**twin.settings, **options.settings}
     unknown = set(settings) - set(twin.settings)
     if unknown:
@@ -310,7 +338,7 @@ def prepare(twin: Twin, options: Options) -> Experiment:
     )
     settings = chosen.settings
     reference_model = _build(reference, twin.reference, settings, options.seed, twin)
-    candidate_model = _build(candidate, twin.candidate, settings, options.seed, twin)
+    candidate_model = None if alone else _build(candidate, twin.candidate, settings, options.seed, twin)
     if not any(slot.role == "parameter" for slot in reference.slots(reference_model)):
         raise AlignmentError(
             f"{twin.reference.target} has no parameters: a check gives both sides the same weights, and there are none; "
@@ -322,7 +350,7 @@ def prepare(twin: Twin, options: Options) -> Experiment:
     layout: Layout | None = None
     mismatch: tuple[str, ...] = ()
     try:
-        layout = _plan(reference, candidate, reference_model, candidate_model, twin)
+        layout = None if alone else _plan(reference, candidate, reference_model, candidate_model, twin)
     except CheckpointError as error:
         mismatch = tuple(line.strip() for line in str(error).splitlines())
     experiment = Experiment(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alignment.capture_file import read_detailed
 from alignment.causes import AnySuspect, Cause, Suspect, Trial, diagnose
 from alignment.check import Checked, own_versions, run_check
 from alignment.compare import EPS32
@@ -18,7 +19,6 @@ from alignment.experiment import LEARNING_RATE, NOISE_RUNS, Experiment, Options
 from alignment.localise import Root, Scene, is_criterion, row_of
 from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
 from alignment.saved_pair import SavedPair, pair_stages, weight_suspects
-from alignment.saved_trace import read_trace
 from alignment.sides import Law, attribute, laws
 from alignment.sources import class_site, making_site, short_site
 from alignment.suspects import other_suspects
@@ -75,13 +75,15 @@ def explain_checked(checked: Checked) -> Report:
 
 
 def explain_traces(reference: str | Path, candidate: str | Path) -> Report:
-    """Explain two saved traces, without either framework and without the models.
+    """Explain two captures, without either framework and without the models.
 
     Raises:
-        AlignmentError: one is no saved trace, or the two are not of one batch and of models whose weights correspond.
+        AlignmentError: one is no capture, or has no detailed run; or the two are not of one batch and of models whose weights
+            correspond.
     """
     start = time.perf_counter()
-    ours, theirs = read_trace(reference), read_trace(candidate)
+    ours, theirs = read_detailed(reference), read_detailed(candidate)
+    one, two = ours.about, theirs.about
     files = f"{reference} and {candidate}"
     try:
         pair = SavedPair(ours, theirs)
@@ -94,20 +96,20 @@ def explain_traces(reference: str | Path, candidate: str | Path) -> Report:
         what = f"{type(error).__name__}: {error}"
         raise AlignmentError(f"{files}: what they hold does not fit together: {what}") from error
     result = TwinResult(
-        twin=ours.twin if ours.twin == theirs.twin else f"{ours.twin} / {theirs.twin}",
-        reference=f"{ours.trace.framework} {ours.target}",
-        candidate=f"{theirs.trace.framework} {theirs.target}",
+        twin=one.twin if one.twin == two.twin else f"{one.twin} / {two.twin}",
+        reference=f"{ours.trace.framework} {one.target}",
+        candidate=f"{theirs.trace.framework} {two.target}",
         stages=stages,
         settings={},
         weights=(ours.weights,),
         batches=(ours.batch.name,),
-        data=ours.data,
-        seed=ours.seed,
-        notes=(f"from saved traces, in float64 alone: {files}", *notes),
+        data=one.data,
+        seed=one.seed,
+        notes=(f"from captures, in float64 alone: {files}", *notes),
         seconds=time.perf_counter() - start,
         findings=findings,
     )
-    return Report((result,), own_versions() | dict(ours.versions) | dict(theirs.versions))
+    return Report((result,), own_versions() | dict(one.versions) | dict(two.versions))
 
 
 # ---------------------------------------------------------------------------------------------------------- diagnosing
@@ -259,7 +261,7 @@ def _sites(case: _Case, experiment: Experiment) -> Iterable[str]:
             yield f"{short_site(call)} (calls {rename(path_of(case.root.name), experiment.paths)})"
     framework, model = experiment.candidate, experiment.candidate_model
     if model is None:
-        return  # a saved trace knows who called, and no source
+        return  # a capture knows who called, and no source
     cls = type(framework.module(model, path))
     own = {m.path: m.own for m in framework.modules(model)}
     if own.get(path, True):

@@ -9,7 +9,7 @@ differs in the free run only is inherited. Several independent faults are all fo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -293,16 +293,20 @@ def _is_float(value: NDArray | None) -> bool:
 
 
 def localise(
-    experiment: Experiment, stages: tuple[StageResult, ...]
+    experiment: Experiment,
+    stages: tuple[StageResult, ...],
+    find_scenes: Callable[[Experiment, tuple[StageResult, ...]], Iterable[Scene]] | None = None,
 ) -> tuple[tuple[StageResult, ...], tuple[Scene, ...]]:
     """Mark every root divergence, and add the roots that no stage looks at (what modules are given).
+
+    find_scenes: the scenes to look into, where the models are not at hand to be run.
 
     Returns the stages, and the scenes in which the roots of the stages that run the models were found.
     """
     scenes: list[Scene] = []
     stages = tuple(replace(stage, tensors=tuple(_by_itself(stage.tensors))) for stage in stages)
     try:
-        for scene in _scenes(experiment, stages):
+        for scene in (find_scenes or _scenes)(experiment, stages):
             stages = _with_roots(stages, scene)
             scenes.append(scene)
     except AlignmentError as error:
@@ -391,7 +395,8 @@ def row_of(root: Root) -> tuple[str, str]:
 def _row(root: Root, record: str, name: str, scene: Scene) -> TensorResult:
     called = rename(name, scene.experiment.paths)
     row = result_of(record, name, called, root.comparison, scene.weights, scene.batch.name)
-    return replace(row, reason=f"given the reference's own values: {row.reason}", root=True)
+    given = "given the reference's own values: " if scene.live else ""
+    return replace(row, reason=given + row.reason, root=True)
 
 
 def _without_consequences(experiment: Experiment, stages: tuple[StageResult, ...]) -> tuple[StageResult, ...]:

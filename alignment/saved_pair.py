@@ -1,4 +1,4 @@
-"""Two saved traces side by side: compared record by record, and localised without running anything.
+"""Two captured runs side by side: compared record by record, and localised without running anything.
 
 Where the models are at hand, each piece of the candidate is given the reference's own values (`alignment.localise`). Here
 there is one free run of each side and no more. So a record that differs is a *root* where all that it was computed from
@@ -17,18 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 import checkpoints
+from alignment.capture_file import SavedTrace
 from alignment.causes import WeightSuspect
 from alignment.compare import EPS64, Comparison, Pair, Tolerance, bitwise, measure
 from alignment.correspondence import OF_MODULES, correspond, path_of, rename, renamed
 from alignment.errors import AlignmentError
 from alignment.experiment import SIDES, Experiment, Options
-from alignment.frameworks import Framework, ModuleInfo
+from alignment.frameworks import Framework
 from alignment.localise import FLOWS, FORWARD, Root, Scene, first_is_root, row_of
+from alignment.recorded import Recorded
 from alignment.report import StageResult, TensorResult
-from alignment.saved_trace import SavedTrace
 from alignment.trace import Kind, Trace, widest
 from alignment.twins import Side, Twin
-from checkpoints import CheckpointError, Layout, NameMap, Slot, undo
+from checkpoints import CheckpointError, Layout, NameMap, undo
 from checkpoints.names import Renamed
 from fake_data import InputSpec
 
@@ -42,33 +43,8 @@ STAGES: tuple[tuple[int, str, tuple[Kind, ...]], ...] = (
 )
 
 
-class _Recorded:
-    """What a saved trace knows of its side, told as a framework's adapter would tell it of a live model."""
-
-    meanings = ()
-
-    def __init__(self, saved: SavedTrace) -> None:
-        self.name, self._saved = saved.trace.framework, saved
-
-    def versions(self) -> dict[str, str]:
-        return dict(self._saved.versions)
-
-    def slots(self, _model: Any) -> tuple[Slot, ...]:
-        return self._saved.slots
-
-    def modules(self, _model: Any) -> tuple[ModuleInfo, ...]:
-        return self._saved.modules
-
-    def options(self, _model: Any, path: str) -> dict[str, Any]:
-        return dict(self._saved.options.get(path, {}))
-
-    def get_option(self, _model: Any, kind: str, option: str) -> dict[str, Any]:
-        alike = (module.path for module in self._saved.modules if module.kind == kind)
-        return {path: options[option] for path in alike if option in (options := self._saved.options[path])}
-
-
 class SavedPair(Scene):
-    """A scene of two saved traces: all that was recorded can be looked at, nothing can be run."""
+    """A scene of two captured runs: all that was recorded can be looked at, nothing can be run."""
 
     live = False
 
@@ -83,6 +59,11 @@ class SavedPair(Scene):
     def model(self, side: str, dtype: str | None = None) -> Any:
         """No model: what is known of it is in the trace."""
         return None
+
+    @property
+    def criterion_faults(self) -> set[str]:
+        """None that could be told: no criterion can be given other logits."""
+        return set()
 
     def run(self, side: str, dtype: str | None = None, forced: Trace | None = None) -> Trace:
         """Nothing can be run.
@@ -199,6 +180,8 @@ class SavedPair(Scene):
         backward = [key for key in found if key[0] in BACKWARD and self.owner(*key) not in guilty]
         flowing = {self.owner(*key) for key in backward if key[0] in FLOWS}
         backward = [key for key in backward if key[0] in FLOWS or self.owner(*key) not in flowing]
+        if not any(record.kind == "activation gradient" for record in self.reference64.records):
+            backward = []  # what flows backward was not recorded: any gradient may inherit from any other
         return tuple(
             Root(
                 kind,
@@ -370,21 +353,21 @@ def _experiment(reference: SavedTrace, candidate: SavedTrace) -> Experiment:
         AlignmentError: they are not of the same batch, or not of models whose weights correspond.
     """
     _same_question(reference, candidate)
-    ours, theirs = (cast(Framework, _Recorded(saved)) for saved in (reference, candidate))
+    ours, theirs = (cast(Framework, Recorded(saved.about)) for saved in (reference, candidate))
     layout = _layout(reference, candidate)
     twin = Twin(
-        reference.twin,
-        "two saved traces",
-        Side(reference.trace.framework, reference.target),
-        Side(candidate.trace.framework, candidate.target),
+        reference.about.twin,
+        "two captures",
+        Side(reference.trace.framework, reference.about.target),
+        Side(candidate.trace.framework, candidate.about.target),
         {},
-        _no_inputs,
-        loss=reference.loss,
-        padding=lambda _settings: reference.padding,
+        no_inputs,
+        loss=reference.about.loss,
+        padding=lambda _settings: reference.about.padding,
     )
     return Experiment(
         twin,
-        Options(seed=max(reference.seed, 0)),
+        Options(seed=reference.about.seed),
         {},
         ours,
         theirs,
@@ -392,10 +375,10 @@ def _experiment(reference: SavedTrace, candidate: SavedTrace) -> Experiment:
         None,
         layout,
         (),
-        correspond(reference.modules, candidate.modules, layout),
+        correspond(reference.about.modules, candidate.about.modules, layout),
         {reference.weights: reference.state},
         (reference.batch,),
-        reference.data,
+        reference.about.data,
         (),
         (),
         1,
@@ -403,7 +386,7 @@ def _experiment(reference: SavedTrace, candidate: SavedTrace) -> Experiment:
 
 
 @dataclass(frozen=True)
-class _Counterparts(NameMap):
+class Counterparts(NameMap):
     """What a name map made of each name, without its patterns."""
 
     known: Mapping[str, Renamed | None] = field(default_factory=dict)
@@ -412,15 +395,16 @@ class _Counterparts(NameMap):
         return self.known.get(name, Renamed(name))
 
 
-def _no_inputs(_settings: Mapping[str, Any]) -> InputSpec:
-    raise AlignmentError("a saved pair has one batch, and makes no other")
+def no_inputs(_settings: Mapping[str, Any]) -> InputSpec:
+    """A capture has its batches, and makes no other."""
+    raise AlignmentError("a capture has its batches, and makes no other")
 
 
 def _same_question(reference: SavedTrace, candidate: SavedTrace) -> None:
     ours, theirs = (saved.batch for saved in (reference, candidate))
     wrong = []
-    if reference.loss != candidate.loss:
-        wrong.append(f"the loss ({reference.loss} and {candidate.loss})")
+    if reference.about.loss != candidate.about.loss:
+        wrong.append(f"the loss ({reference.about.loss} and {candidate.about.loss})")
     if len(ours.inputs) != len(theirs.inputs):
         wrong.append(f"the number of inputs ({len(ours.inputs)} and {len(theirs.inputs)})")
     pairs = zip(ours.inputs.items(), theirs.inputs.values(), strict=False)
@@ -430,7 +414,7 @@ def _same_question(reference: SavedTrace, candidate: SavedTrace) -> None:
     if wrong:
         raise AlignmentError(
             f"the two traces are not of the same batch: they differ in {', '.join(wrong)}; "
-            "compare traces that one run of `align explain --traces` wrote"
+            "explain captures that one run of `align explain --traces` wrote, or a candidate captured --from the reference"
         )
 
 
@@ -447,7 +431,7 @@ def _layout(reference: SavedTrace, candidate: SavedTrace) -> Layout:
             candidate.slots,
             reference.trace.framework,
             candidate.trace.framework,
-            _Counterparts(known=reference.counterparts),
+            Counterparts(known=reference.about.counterparts),
         )
     except CheckpointError as error:
         raise AlignmentError(f"the two traces are not of models whose weights correspond: {error}") from error

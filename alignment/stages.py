@@ -18,7 +18,7 @@ from alignment.compare import EPS32, Comparison, Pair, Tolerance, bitwise, measu
 from alignment.correspondence import path_of, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import LEARNING_RATE, Case, Experiment
-from alignment.frameworks import ModuleInfo, own_loss
+from alignment.frameworks import Framework, ModuleInfo, own_loss
 from alignment.fullsize import FULL_SIZE, Shares, judge_full_size
 from alignment.initializers import FALSE_ALARM_RATE, compare_initializers
 from alignment.metrics import classification_metrics
@@ -76,7 +76,7 @@ def run_stages(experiment: Experiment, progress: Progress, probe: Experiment | N
 
 def _judged(experiment: Experiment, probe: Experiment, stages: list[Stage], progress: Progress) -> list[TensorResult]:
     if experiment.layout is None:
-        raise AlignmentError(_no_weights(experiment).reason)
+        raise AlignmentError(no_weights(experiment).reason)
     backward = any("gradient" in stage.records for stage in stages)
     if probe is experiment:
         return judge_cases(experiment, backward, progress)
@@ -105,7 +105,7 @@ def _not_run(reason: str) -> TensorResult:
     return TensorResult("module", "(all)", "(all)", None, "inconclusive", reason or "nothing was compared")
 
 
-def _no_weights(experiment: Experiment) -> TensorResult:
+def no_weights(experiment: Experiment) -> TensorResult:
     return TensorResult(
         "module",
         "(all)",
@@ -256,7 +256,7 @@ def _unmatched(
 def initialization(experiment: Experiment) -> StageResult:
     """(a) After conversion every tensor is equal bit for bit; (b) both initialisers draw from the same distributions."""
     if experiment.layout is None:
-        return StageResult(2, "initialization", (_no_weights(experiment),))
+        return StageResult(2, "initialization", (no_weights(experiment),))
     converted, seeds = _after_conversion(experiment), initializer_seeds(experiment)
     if not (experiment.twin.reference.built and experiment.twin.candidate.built):
         note = "initializers not compared: a model given ready-made can't be drawn again; give the class or a function"
@@ -399,12 +399,7 @@ class _Summands:
     def _trace(self, weights: str, batch: str) -> Trace:
         """A detailed float64 run of the reference."""
         if (weights, batch) not in self._traces:
-            experiment = self._experiment
-            held = experiment.model("reference", "float64")
-            held.user = self
-            experiment.reference.load_state(held.module, experiment.weights[weights])
-            given = next(one for one in experiment.batches if one.name == batch)
-            self._traces[weights, batch] = experiment.run("reference", held.module, given, True, detail=True)
+            self._traces[weights, batch] = self._experiment.detailed(weights, batch)
         return self._traces[weights, batch]
 
 
@@ -437,18 +432,23 @@ def _judge_criterion(experiment: Experiment, case: Case) -> Iterable[_Measured]:
     if targets is None or not own_loss(experiment.twin.loss):
         return
     logits = [trace.get("logits", "logits") for trace in _four(case)]
-    fit = all(value is not None and value.shape[:-1] == targets.shape and value.size for value in logits)
-    scale = _criterion_scale(logits[2]) if fit else 1.0
-    for label, options in _criterion_options(targets):
+    fit = all(fits(value, targets) for value in logits)
+    scale = criterion_scale(logits[2]) if fit else 1.0
+    for label, options in criterion_options(targets):
+        if any(trace.get("loss", label) is not None for trace in _four(case)):
+            yield _measured(case, "loss", label, label, _pair(case, "loss", label))  # recorded with the trace
+            continue
         if not fit:
             unfit = Comparison(
                 "inconclusive", "metadata", "no criterion: the logits of one side do not fit the targets"
             )
             yield _Measured("loss", label, label, unfit, case.weights, case.batch.name)
             continue
-        one, two, three, four = (_criterion(experiment, trace, targets, scale, options) for trace in _four(case))
-        noise = (_criterion(experiment, trace, targets, scale, options) for trace in case.noise)
-        pair = Pair(one, two, three, four, tuple(value for value in noise if value is not None))
+        sides = (experiment.reference, experiment.candidate) * 2
+        four = zip(sides, _four(case), strict=True)
+        one, two, three, four_ = (criterion(side, trace, targets, scale, options) for side, trace in four)
+        noise = (criterion(experiment.reference, trace, targets, scale, options) for trace in case.noise)
+        pair = Pair(one, two, three, four_, tuple(value for value in noise if value is not None))
         yield _measured(case, "loss", label, label, pair)
 
 
@@ -466,7 +466,12 @@ def criterion_faults(experiment: Experiment, case: Case) -> set[str]:
     return {one.reference_name or "" for one, it in zip(found, judged, strict=True) if it.verdict == "diverged"}
 
 
-def _criterion_options(targets: NDArray) -> Iterable[tuple[str, dict[str, Any]]]:
+def fits(logits: NDArray | None, targets: NDArray) -> bool:
+    """Are these logits [..., C] of targets [...], and not empty?"""
+    return logits is not None and logits.shape[:-1] == targets.shape and logits.size > 0
+
+
+def criterion_options(targets: NDArray) -> Iterable[tuple[str, dict[str, Any]]]:
     """Every reduction, and the most frequent class ignored; where no target would be left, nothing is ignored."""
     ignored = int(np.bincount(targets.ravel()).argmax())
     for reduction in ("mean", "sum", "none"):
@@ -476,17 +481,17 @@ def _criterion_options(targets: NDArray) -> Iterable[tuple[str, dict[str, Any]]]
             yield f"cross_entropy[{reduction}, ignore_index]", {"reduction": reduction, "ignore_index": ignored}
 
 
-def _criterion(
-    experiment: Experiment, trace: Trace, targets: NDArray, scale: float, options: dict[str, Any]
+def criterion(
+    framework: Framework, trace: Trace, targets: NDArray, scale: float, options: dict[str, Any]
 ) -> NDArray | None:
+    """A framework's own cross entropy of a run's logits, these multiplied by `scale`."""
     logits = trace.get("logits", "logits")
     if logits is None:
         return None
-    framework = experiment.reference if trace.framework == experiment.reference.name else experiment.candidate
     return framework.cross_entropy((logits * scale).astype(logits.dtype), targets, **options)
 
 
-def _criterion_scale(logits: NDArray | None) -> float:
+def criterion_scale(logits: NDArray | None) -> float:
     """Brings logits into the range in which every framework's criterion is itself; a power of two, so that it is exact.
 
     Paddle's cross entropy on a CPU takes no probability to be below exp(-64). The twin's own loss is compared as it is;
@@ -555,7 +560,7 @@ def _judge_gradients(experiment: Experiment, case: Case) -> Iterable[_Measured]:
     assert layout is not None
     own = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
     moves = [move for move in layout.moves if own[move.source].role == "parameter" and own[move.source].tied_to is None]
-    scale = widest([case.reference64.get("gradient", name) for name in case.reference64.names("gradient")])
+    scale = case.gradient_scale
     # Equal terms round alike, so that their roundings add up where those of different ones cancel.
     first = next(iter(case.batch.inputs.values()))
     rows = first.size**2 // np.unique(first).size

@@ -8,7 +8,17 @@ from checkpoints._dtypes import RAW16
 from checkpoints._files import write_aside
 from checkpoints.convert import Proof, as_stored, convert, convert_proved, plan, retype, reverse, undo
 from checkpoints.errors import CheckpointError
-from checkpoints.formats import FRAMEWORK_OF, Checkpoint, check_destination, read, read_checkpoint, write
+from checkpoints.formats import (
+    FRAMEWORK_OF,
+    Checkpoint,
+    check_destination,
+    map_checkpoint,
+    read,
+    read_boxed,
+    read_checkpoint,
+    read_npy,
+    write,
+)
 from checkpoints.layout_file import Extra, Layout, Move
 from checkpoints.names import NameMap, Rename
 from checkpoints.structure import Slot
@@ -29,9 +39,12 @@ __all__ = [
     "check_destination",
     "convert",
     "convert_proved",
+    "map_checkpoint",
     "plan",
     "read",
+    "read_boxed",
     "read_checkpoint",
+    "read_npy",
     "retype",
     "reverse",
     "undo",

@@ -43,12 +43,16 @@ class Word:
 
 
 class Array:
-    """A NumPy array under construction (a pickle makes it empty, then gives it its state)."""
+    """A NumPy array under construction (a pickle makes it empty, then gives it its state).
 
-    __slots__ = ("value",)
+    content: of an array of one Python object and no axes, as np.save makes of a dictionary; only where `BOX_WORDS` are known.
+    """
+
+    __slots__ = ("content", "value")
 
     def __init__(self) -> None:
         self.value: np.ndarray | None = None
+        self.content: Any = None
 
 
 class _DType:
@@ -64,6 +68,10 @@ class _DType:
         if self.code in DTYPES:
             return DTYPES[self.code]
         return np.dtype(self.code).newbyteorder(">" if self.order == ">" else "<")
+
+
+class _Objects(_DType):
+    """The dtype of Python objects under construction."""
 
 
 class _Text:
@@ -286,6 +294,9 @@ def _build(target: Any, state: Any) -> None:
         target.order = order
     elif isinstance(target, Array):
         _, shape, dtype, fortran, raw = state
+        if isinstance(dtype, _Objects) and shape == () and type(raw) is list and len(raw) == 1:
+            target.content = raw[0]
+            return
         target.value = array(dtype, shape, raw, "F" if fortran else "C")
     elif type(target) is not dict:  # torch hangs _metadata on its OrderedDict: left out
         raise CheckpointError("refused: a pickle that sets the state of what is no array (BUILD)")
@@ -295,6 +306,8 @@ def array(dtype: Any, shape: Any, raw: Any, order: Any) -> np.ndarray:
     """A view of `raw` as a NumPy array; CheckpointError where the number of bytes is not exactly right."""
     if isinstance(dtype, _Text):
         raise CheckpointError("refused: an array whose dtype is no plain number")
+    if isinstance(dtype, _Objects):
+        raise CheckpointError("refused: an array of Python objects")
     if not isinstance(dtype, _DType) or type(shape) is not tuple or not are_sizes(shape):
         raise ValueError("an array without a dtype and a shape")
     if isinstance(raw, list):
@@ -332,6 +345,10 @@ def _dtype(code: Any, *_: Any) -> _DType | _Text:
 
 
 _CODES = frozenset(["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1", "c8", "c16", "V2"])
+
+
+def _dtype_or_objects(code: Any, *more: Any) -> _DType | _Text:
+    return _Objects(code) if code in ("O8", "O") else _dtype(code, *more)
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:
@@ -411,3 +428,6 @@ NUMPY_WORDS: dict[str, Call | None] = {
     "ml_dtypes.float8_e4m3fn": None,
     "ml_dtypes.float8_e5m2": None,
 }
+
+# The same, and one Python object in an array without axes: a dictionary that np.save was given.
+BOX_WORDS: dict[str, Call | None] = {**NUMPY_WORDS, "numpy.dtype": _dtype_or_objects}

@@ -76,8 +76,19 @@ def read(path: str | Path, entry: str | None = None) -> dict[str, np.ndarray]:
 
 def read_checkpoint(path: str | Path, entry: str | None = None) -> Checkpoint:
     """`read`, with the file's metadata and notes on what was left out (``epoch`` and the like)."""
-    path = Path(path)
-    reader = _by_suffix(path, _READERS)
+    return _read(Path(path), entry, _READERS)
+
+
+def map_checkpoint(path: str | Path) -> Checkpoint:
+    """`read_checkpoint` of a .safetensors file whose tensors stay in the file until they are looked at: read-only views.
+
+    They may be unaligned, which NumPy takes. The file is held open while a view lives.
+    """
+    return _read(Path(path), None, {".safetensors": _map_safetensors})
+
+
+def _read(path: Path, entry: str | None, readers: Mapping[str, _Reader]) -> Checkpoint:
+    reader = _by_suffix(path, readers)
     try:
         if path.is_dir():
             raise CheckpointError("is a directory; give the file in it that holds the weights")
@@ -160,6 +171,11 @@ def _mapped(file: BinaryIO) -> memoryview:
 
 
 def _read_safetensors(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
+    mapped = _map_safetensors(path, file, entry)
+    return Checkpoint({name: np.array(view) for name, view in mapped.tensors.items()}, mapped.metadata)
+
+
+def _map_safetensors(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
     _no_entry(entry)
     data = _mapped(file)
     size = len(data)
@@ -191,9 +207,7 @@ def _read_safetensors(path: Path, file: BinaryIO, entry: str | None) -> Checkpoi
             raise CheckpointError(
                 f"{name}: its bytes are not where its shape and the file allow; is the file truncated?"
             )
-        raw = np.empty(stop - begin, np.uint8)
-        raw[:] = np.frombuffer(data[8 + length + begin : 8 + length + stop], np.uint8)
-        tensors[name] = raw.view(dtype).reshape(info["shape"])
+        tensors[name] = np.frombuffer(data[8 + length + begin : 8 + length + stop], dtype).reshape(info["shape"])
         end = stop
     if end != size - 8 - length:
         raise CheckpointError(f"{size - 8 - length - end} bytes at its end belong to no tensor")
@@ -370,6 +384,53 @@ def _has_tensors(value: Any) -> bool:
 def _keys(content: dict[Any, Any], without: Any = None) -> str:
     listed = [f"{str(key)[:80]} ({type(value).__name__})" for key, value in content.items() if key != without]
     return ", ".join(listed[:20] + ["…"] * (len(listed) > 20)) or "none"
+
+
+# ---- npy -----------------------------------------------------------------------------------------------------------
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """The array of a .npy file; CheckpointError where it holds Python objects, or is damaged."""
+    return _read(Path(path), None, {".npy": _read_array}).tensors["array"]
+
+
+def read_boxed(path: str | Path) -> Checkpoint:
+    """The arrays of a .npy file that np.save made of a dictionary, by name, as the reprod_log package writes it.
+
+    Such a file is a pickle; it goes through the machine that makes arrays and plain values, and nothing else.
+    """
+    return _read(Path(path), None, {".npy": _read_box})
+
+
+def _read_array(path: Path, file: BinaryIO, _: str | None) -> Checkpoint:
+    shape, fortran, dtype = _npy_header(file)
+    if dtype.hasobject:
+        raise CheckpointError("refused: an array of Python objects")
+    if name_of(dtype.newbyteorder("<")) not in DTYPES:
+        raise CheckpointError(f"refused: dtype {dtype}, which no checkpoint holds")
+    held = path.stat().st_size - file.tell()
+    if not _pickle.are_sizes(shape) or math.prod(shape) * dtype.itemsize != held:
+        raise CheckpointError(f"shape {list(shape)[:8]} does not fit the {held} bytes that are there")
+    flat = np.frombuffer(file.read(), dtype)
+    return Checkpoint({"array": _own(flat.reshape(shape, order="F" if fortran else "C"))})
+
+
+def _read_box(path: Path, file: BinaryIO, _: str | None) -> Checkpoint:
+    shape, _fortran, dtype = _npy_header(file)
+    if dtype != np.dtype(object) or shape != ():
+        raise CheckpointError("holds an array, where a dictionary of arrays is due")
+    data = _mapped(file)
+    content, _end = _pickle.load(data, file.tell(), _pickle.BOX_WORDS)
+    return _state_dict(content.content if isinstance(content, _pickle.Array) else content, None, len(data))
+
+
+def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise CheckpointError(f"version {version} of the .npy format is not supported")
+    shape, fortran, dtype = readers[version](file)
+    return shape, fortran, dtype
 
 
 # ---- npz -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from alignment.apart import compare_captures
 from alignment.check import check, merge_reports
 from alignment.commands._options import (
     finish,
@@ -20,8 +23,9 @@ from alignment.commands._options import (
 )
 from alignment.config import find_config, read_config
 from alignment.errors import AlignmentError
-from alignment.experiment import Options
+from alignment.experiment import SIDES, Options
 from alignment.frameworks import reserve_threads
+from alignment.isolation import run_isolated
 from alignment.report import Report
 from alignment.twins import DEFAULT_TWIN, TWINS, get_twin
 from alignment.views.progress import progress
@@ -72,12 +76,29 @@ def _long_name(parameter: click.Parameter) -> str:
     metavar="DIR",
     help="Write each stage's tensors as a pair of reprod_log files.",
 )
+@click.option(
+    "--reference-python",
+    metavar="PATH",
+    help="Run the reference with this Python, in an environment of its own; alignment must be installed there.",
+)
+@click.option("--candidate-python", metavar="PATH", help="Run the candidate with this Python.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With these: the most that either side may take.",
+)
 @output_options
 def command(
     twin: str | None,
     every: bool,
     json_file: Path | None,
     reprod_log: Path | None,
+    reference_python: str | None,
+    candidate_python: str | None,
+    timeout: float,
     verbose: bool,
     quiet: bool,
     **given: Any,
@@ -100,14 +121,65 @@ def command(
         refuse_unwritable(json_file)
     if reprod_log is not None:
         prepare_folder(reprod_log)
+    if reference_python is not None or candidate_python is not None:
+        if reprod_log is not None:
+            raise AlignmentError("--reprod-log goes with a check in one environment: leave it out")
+        if given["strict"]:
+            raise AlignmentError("--strict goes with a check in one environment: leave it out")
+        report = _run_apart(names, (reference_python, candidate_python), given, timeout)
+        return finish(report, json_file, verbose, quiet)
     reserve_threads(given["threads"])
     twins = [(name, make_options(get_twin(name), **given)) for name in names]
-    report = _run(twins, reprod_log)
-    return finish(report, json_file, verbose, quiet)
+    return finish(_run(twins, reprod_log), json_file, verbose, quiet)
 
 
 def _typed(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+# Option -> the name of its value; what an interpreter of the reference's is told.
+_TOLD = {"set": "assignments", "batch-size": "batch_size"} | {
+    name: name for name in ("data", "weights", "seed", "length", "threads")
+}
+
+
+def _run_apart(
+    names: list[str], pythons: tuple[str | None, str | None], given: dict[str, Any], timeout: float
+) -> Report:
+    """Each side captured by an interpreter of its own, and the two captures compared here."""
+    values = [(name, given[held]) for name, held in _TOLD.items()]
+    several = [(name, one) for name, value in values for one in (value if isinstance(value, tuple) else (value,))]
+    arguments = [part for name, value in several if value is not None for part in (f"--{name}", str(value))]
+    steps = sorted(set(given["steps"])) or (1, 2, 3, 4, 5)
+    planted = [part for fault in given["faults"] for part in ("--inject", fault)]
+    reports = []
+    with progress("preparing") as show:
+        for name in names:
+            with tempfile.TemporaryDirectory(prefix="align-") as folder:
+                reference, candidate = (Path(folder) / f"{side}.safetensors" for side in SIDES)
+                own = [*arguments, "-o", str(reference)]
+                show(f"{name}: the reference", 0, 3)
+                _capture(name, "reference", pythons[0], own, timeout, reference)
+                show(f"{name}: the candidate", 1, 3)
+                own = ["--from", str(reference), *planted, "-o", str(candidate)]
+                _capture(name, "candidate", pythons[1], own, timeout, candidate)
+                show(f"{name}: comparing", 2, 3)
+                reports.append(compare_captures(reference, candidate, steps))
+    return merge_reports(reports)
+
+
+def _capture(twin: str, side: str, python: str | None, arguments: list[str], timeout: float, written: Path) -> None:
+    """Run `align capture` with another interpreter.
+
+    Raises:
+        AlignmentError: it ended with anything but 0, was killed, or took too long; with the last that it said.
+    """
+    python = python or sys.executable
+    done = run_isolated([python, "-m", "alignment", "capture", twin, "--side", side, "--quiet", *arguments], timeout)
+    if done.returncode != 0 or not written.is_file():
+        what = done.outcome + ("" if done.returncode else ", but it wrote no capture")
+        said = done.last_output or "(nothing)"
+        raise AlignmentError(f"{twin}: the {side}, run by {python}: {what}; the last it said:\n{said}")
 
 
 def _run(twins: list[tuple[str, Options]], reprod_log: Path | None) -> Report:

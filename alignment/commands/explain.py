@@ -11,6 +11,8 @@ import click
 import orjson
 from click.core import ParameterSource
 
+from alignment.capture import save_traces
+from alignment.capture_file import SUFFIX
 from alignment.check import merge_reports, run_check
 from alignment.commands._options import (
     finish,
@@ -26,7 +28,6 @@ from alignment.explain import explain_checked, explain_traces
 from alignment.frameworks import reserve_threads
 from alignment.report import Report
 from alignment.repro import write_repros
-from alignment.saved_trace import SUFFIX, save_traces
 from alignment.twins import DEFAULT_TWIN, get_twin
 from alignment.views.progress import progress
 
@@ -45,7 +46,7 @@ from alignment.views.progress import progress
     "--traces",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write what both sides did, to be explained where neither framework is installed.",
+    help="Write what both sides did as captures, to be explained where neither framework is installed.",
 )
 @output_options
 def command(
@@ -61,8 +62,8 @@ def command(
     """Say what is behind the divergences of TWIN: where they start, which side is wrong, why, and how that is proved.
 
     TWIN is a built-in name, or package.module:attribute. A report written by `align check --json` stands for the twins in it
-    that diverged, with the options they were checked with. Two traces that --traces wrote, the reference's first, are
-    explained without the models.
+    that diverged, with the options they were checked with. Two captures, the reference's first, are explained
+    without the models: those that --traces wrote, or of `align capture`.
     """
     if json_file is not None:
         refuse_unwritable(json_file)
@@ -75,7 +76,7 @@ def command(
 
 
 def is_trace(name: str | None) -> bool:
-    """Is this the name of a saved trace, and not of a twin or a report?"""
+    """Is this the name of a capture, and not of a twin or a report?"""
     return name is not None and name.endswith(SUFFIX)
 
 
@@ -85,20 +86,20 @@ def refuse_options(context: click.Context) -> None:
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name not in fine and source is ParameterSource.COMMANDLINE:
-            raise AlignmentError(f"{parameter.opts[0]} means nothing for saved traces: no model is run")
+            raise AlignmentError(f"{parameter.opts[0]} means nothing for captures: no model is run")
 
 
 def explain_pair(reference: str, candidate: str | None) -> Report:
-    """Explain two saved traces.
+    """Explain two captures.
 
     Raises:
-        AlignmentError: these are not two traces, or they can't be explained.
+        AlignmentError: these are not two captures, or they can't be explained.
     """
     if candidate is None:
-        raise AlignmentError(f"{reference}: a trace is explained beside the other side's: name the candidate's, too")
+        raise AlignmentError(f"{reference}: a capture is explained beside the other side's: name the candidate's, too")
     if not (is_trace(reference) and is_trace(candidate)):
         odd = candidate if is_trace(reference) else reference
-        raise AlignmentError(f"{odd}: two arguments must both be saved traces ({SUFFIX} files), the reference's first")
+        raise AlignmentError(f"{odd}: two arguments must both be captures ({SUFFIX} files), the reference's first")
     return explain_traces(reference, candidate)
 
 
@@ -135,9 +136,7 @@ def read_report(path: Path) -> list[tuple[str, Options]]:
         twins = orjson.loads(path.read_bytes())["twins"]
         asked = [(entry["options"], entry["seed"]) for entry in twins if entry["verdict"] != "aligned"]
         if not all(given for given, _ in asked):
-            raise AlignmentError(
-                f"{path}: this report is of two saved traces: name those, there is no twin to run again"
-            )
+            raise AlignmentError(f"{path}: this report is of two captures: name those, there is no twin to run again")
         found = [
             (
                 str(given["twin"]),

@@ -120,6 +120,9 @@ class Framework(Protocol):
     def set_threads(self, count: int) -> None:
         """Use `count` CPU threads."""
 
+    def device(self, model: Any) -> str:
+        """Where the model's parameters are, in the framework's word."""
+
     def build(
         self, target: Target, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False, mode: str = "eval"
     ) -> Any:
@@ -181,8 +184,19 @@ class Framework(Protocol):
             memory with the framework's tensor where it can, and is good during the call only.
         """
 
-    def train(self, model: Any, batches: Sequence[Batch], *, loss: Loss, learning_rate: float) -> list[float]:
-        """The loss of each batch in turn, with a step of Adam after each; weights are restored."""
+    def train(
+        self,
+        model: Any,
+        batches: Sequence[Batch],
+        *,
+        loss: Loss,
+        learning_rate: float,
+        sink: Callable[[int, Record], None] | None = None,
+    ) -> list[float]:
+        """The loss of each batch in turn, with a step of Adam after each; weights are restored.
+
+        sink: is given the number of each step, from 1, and the change of each parameter by it.
+        """
 
     def cross_entropy(
         self, logits: NDArray, targets: NDArray, *, reduction: str = "mean", ignore_index: int | None = None
@@ -212,6 +226,30 @@ class Framework(Protocol):
 
         A function that returns the array it was given only looks: the tensor stays, and its gradient.
         """
+
+
+class Absent:
+    """In the place of the adapter of a side that is not at hand, and not asked for."""
+
+    meanings = ()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def versions(self) -> dict[str, str]:
+        """None are known."""
+        return {}
+
+    def set_threads(self, count: int) -> None:
+        """There is nothing to run."""
+
+    def slots(self, _model: Any) -> tuple[Slot, ...]:
+        """No tensors."""
+        return ()
+
+    def modules(self, _model: Any) -> tuple[ModuleInfo, ...]:
+        """No modules."""
+        return ()
 
 
 def call_site(library: str) -> str:

@@ -170,6 +170,11 @@ def set_threads(count: int) -> None:
     paddle.base.core.set_num_threads(count)
 
 
+def device(model: Any) -> str:
+    """``"cpu"``, ``"gpu:0"`` …"""
+    return str(model.parameters()[0].place).removeprefix("Place(").removesuffix(")")
+
+
 def build(
     target: Target, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False, mode: str = "eval"
 ) -> Any:
@@ -315,18 +320,31 @@ def run(
     return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites)
 
 
-def train(model: Any, batches: Sequence[Batch], *, loss: Loss, learning_rate: float) -> list[float]:
+def train(
+    model: Any,
+    batches: Sequence[Batch],
+    *,
+    loss: Loss,
+    learning_rate: float,
+    sink: Callable[[int, Record], None] | None = None,
+) -> list[float]:
     """Losses of successive Adam steps; see `alignment.frameworks.Framework`."""
     before = {full: tensor.clone() for full, tensor in model.state_dict().items()}
     optimizer = paddle.optimizer.Adam(learning_rate=learning_rate, parameters=model.parameters())
-    losses = []
+    losses: list[float] = []
     for batch in batches:
+        held = {full: parameter.detach().astype("float64") for full, parameter in model.named_parameters() if sink}
         optimizer.clear_grad(set_to_zero=False)
         _, value = _forward(model, batch, loss)
         assert value is not None
         losses.append(value.sum().item())
         value.sum().backward()
         optimizer.step()
+        parameters = dict(model.named_parameters())
+        for full, start in held.items():
+            assert sink is not None
+            change = parameters[full].detach().astype("float64") - start
+            sink(len(losses), Record("update", full, to_numpy(change)))
     for full, tensor in model.state_dict().items():
         tensor.set_value(before[full])
     _clear_gradients(dict(model.named_parameters()))

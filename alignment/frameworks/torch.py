@@ -63,6 +63,11 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def device(model: nn.Module) -> str:
+    """``"cpu"``, ``"cuda:0"`` …"""
+    return str(next(model.parameters()).device)
+
+
 def build(
     target: Target, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False, mode: str = "eval"
 ) -> nn.Module:
@@ -193,18 +198,29 @@ def run(
     return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites)
 
 
-def train(model: nn.Module, batches: Sequence[Batch], *, loss: Loss, learning_rate: float) -> list[float]:
+def train(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    loss: Loss,
+    learning_rate: float,
+    sink: Callable[[int, Record], None] | None = None,
+) -> list[float]:
     """Losses of successive Adam steps; see `alignment.frameworks.Framework`."""
     before = {full: tensor.clone() for full, tensor in model.state_dict().items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    losses = []
+    losses: list[float] = []
     for batch in batches:
+        held = {full: parameter.detach().double().clone() for full, parameter in model.named_parameters() if sink}
         optimizer.zero_grad()
         _, value = _forward(model, batch, loss)
         assert value is not None
         losses.append(value.sum().item())
         torch.autograd.backward(value.sum())
         optimizer.step()
+        for full, start in held.items():
+            assert sink is not None
+            sink(len(losses), Record("update", full, to_numpy(model.get_parameter(full).double() - start)))
     model.load_state_dict(before)
     model.zero_grad(set_to_none=True)
     return losses

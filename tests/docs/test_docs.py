@@ -22,7 +22,8 @@ import click
 import orjson
 import pytest
 
-from alignment import AlignmentError, Options, check, explain
+from alignment import AlignmentError, Keep, Options, capture_reference, check, explain
+from alignment.capture_file import HEADER
 from alignment.causes import CAUSES, FAMILIES
 from alignment.cli import align
 from alignment.faults import FAULTS, get_fault
@@ -31,6 +32,7 @@ from alignment.report import TwinResult
 from alignment.twins import DEFAULT_TWIN, TWINS, get_twin, parse_settings
 from alignment.views.json import SCHEMA
 from alignment.views.terminal import SHOWN, SHOWN_ROOTS
+from checkpoints import read_checkpoint
 from mutants.gallery import GALLERY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,7 +215,7 @@ def parse(arguments: list[str]) -> None:
         get_fault(fault)
     twin = given.get("twin") or given.get("name")
     if twin and twin.endswith((".json", ".safetensors")):
-        return  # a saved report, or saved traces
+        return  # a saved report, or captures
     if command.name in ("check", "explain") or twin or given.get("assignments"):
         parse_settings(get_twin(twin or DEFAULT_TWIN), given.get("assignments") or ())
 
@@ -303,6 +305,22 @@ def test_tables_of_json_keys_are_complete():
     assert set(CODE.findall(row)) == {"stages", *schema["$defs"]["stage"]["properties"]}
     top = next(line for line in page.read_text().splitlines() if line.startswith("Top level:"))
     assert set(CODE.findall(top)) == set(schema["properties"])
+
+
+def test_the_header_of_a_capture_is_described(tmp_path):
+    page, file = ROOT / "docs" / "capture-format.md", tmp_path / "capture.safetensors"
+    options = Options(
+        settings={"vocab_size": 20, "embed": 8, "num_attention_heads": 2}, data="fake", batch_size=2, length=4
+    )
+    capture_reference("fastformer-text-classifier", file, options, Keep("statistics"))
+    header = orjson.loads(read_checkpoint(file).metadata[HEADER])
+    assert first_column(page, "## Header") == set(header)
+    run = header["runs"][0]
+    assert first_column(page, "A run:") == set(run)
+    fields = {key for run in header["runs"] for record in run["records"] for key in record} | {"dtype"}
+    described = page.read_text(encoding="utf-8").partition("| a record has | when |")[2].partition("\n\n")[0]
+    assert fields == {"kind", "name", *(line.split("|")[1].strip(" `") for line in described.splitlines()[2:])}
+    assert f"This is schema version {header['schema_version']}." in page.read_text(encoding="utf-8")
 
 
 def test_no_key_is_listed_twice():

@@ -1,4 +1,4 @@
-"""Saved traces: written, read back, distrusted, and explained where neither framework nor model is at hand."""
+"""Captures as files: written, read back, distrusted, and explained where neither framework nor model is at hand."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 
 import checkpoints
 from alignment import AlignmentError, Options, explain_traces, get_twin, run_check, save_traces
+from alignment.capture_file import HEADER, read_capture, read_detailed, write_capture
 from alignment.check import Checked
 from alignment.cli import run
 from alignment.experiment import SIDES, prepare
 from alignment.localise import Scene
 from alignment.saved_pair import SavedPair
-from alignment.saved_trace import HEADER, read_trace, write_trace
 from alignment.trace import Record
 from alignment.twins import TWINS
 from alignment.views.json import to_json
@@ -60,7 +60,7 @@ def test_what_is_written_is_read_back(small, tmp_path) -> None:
     files = save_traces(checked, tmp_path / "new" / "folder")
     assert [file.name for file in files] == ["reference.safetensors", "candidate.safetensors"]
     for side, file in zip(SIDES, files, strict=True):
-        saved = read_trace(file)
+        saved = read_detailed(file)
         live = scene.reference64 if side == "reference" else scene.candidate64
         framework, model = checked.experiment.side(side)[0], scene.model(side, "float64")
         assert [(r.kind, r.name) for r in saved.trace.records] == [(r.kind, r.name) for r in live.records]
@@ -71,22 +71,22 @@ def test_what_is_written_is_read_back(small, tmp_path) -> None:
                 np.testing.assert_array_equal(one.value, two.value)
         assert (saved.trace.framework, saved.trace.dtype) == (framework.name, "float64")
         assert dict(saved.trace.sites) == dict(live.sites)
-        assert saved.modules == framework.modules(model)
+        assert saved.about.modules == framework.modules(model)
         assert saved.slots == framework.slots(checked.experiment.build(side))
-        assert saved.options["layers.0.1.fn.1"] == framework.options(model, "layers.0.1.fn.1")
+        assert saved.about.layers["layers.0.1.fn.1"] == framework.options(model, "layers.0.1.fn.1")
         assert saved.batch.name == scene.batch.name
         assert list(saved.batch.inputs) == list(scene.batch.inputs)
         np.testing.assert_array_equal(saved.batch.targets, scene.batch.targets)
-    assert read_trace(files[1]).options["layers.0.1.fn.1"]["approximate"] == "tanh"
+    assert read_detailed(files[1]).about.layers["layers.0.1.fn.1"]["approximate"] == "tanh"
     again = tmp_path / "again.safetensors"
-    fields = {name: getattr(saved, name) for name in saved.__dataclass_fields__ if name != "trace"}
-    write_trace(again, saved.trace, **fields)
+    whole = read_capture(files[1])
+    write_capture(again, whole.about, whole.weights, whole.batches, whole.runs)
     assert again.read_bytes() == files[1].read_bytes()
 
 
 def test_the_candidate_keeps_its_own_layout_and_weights(small, tmp_path) -> None:
     files = save_traces(scene_of(small, "fast-transformer", "linear-not-transposed"), tmp_path)
-    ours, theirs = (read_trace(file) for file in files)
+    ours, theirs = (read_detailed(file) for file in files)
     shapes = [saved.state["layers.0.0.fn.to_qkv.weight"].shape for saved in (ours, theirs)]
     assert shapes[0] == shapes[1][::-1]
     # Planted: handed over as it is, where its transpose was due.
@@ -96,7 +96,7 @@ def test_the_candidate_keeps_its_own_layout_and_weights(small, tmp_path) -> None
 
 def test_without_a_scene_it_is_the_first_batch_with_random_weights(small, tmp_path) -> None:
     checked = replace(scene_of(small, "fastformer-text-classifier"), scenes=())
-    saved = read_trace(save_traces(checked, tmp_path)[0])
+    saved = read_detailed(save_traces(checked, tmp_path)[0])
     assert (saved.weights, saved.batch.name) == ("random", checked.experiment.batches[0].name)
 
 
@@ -162,7 +162,7 @@ def test_an_aligned_pair(small, tmp_path, name) -> None:
 
 def test_the_smallest_difference_that_is_none_of_rounding(pair) -> None:
     """Each kind of record is really compared: one entry moved a little makes a root or an heir of it."""
-    ours, theirs = (read_trace(file) for file in pair)
+    ours, theirs = (read_detailed(file) for file in pair)
     clean = SavedPair(ours, theirs)
     assert not clean.differing
     changed = 0
@@ -183,7 +183,7 @@ def test_the_smallest_difference_that_is_none_of_rounding(pair) -> None:
 
 
 def test_what_a_module_is_given_matters_only_where_something_is_made_of_it(pair) -> None:
-    ours, theirs = (read_trace(file) for file in pair)
+    ours, theirs = (read_detailed(file) for file in pair)
     filled = [
         replace(record, value=record.value + 1.0) if (record.kind, record.name) == ("input", "softmax") else record
         for record in theirs.trace.records
@@ -207,7 +207,7 @@ def test_a_tie_that_is_lost_is_explained_by_its_gradient(tmp_path) -> None:
 @pytest.mark.parametrize("wrong", [False, True])
 def test_names_that_differ(renamed_twin, tmp_path, wrong) -> None:
     files = save_traces(run_check(renamed_twin(wrong), Options(batch_size=3, length=5, steps=(3, 4, 5))), tmp_path)
-    assert "gelu" in read_trace(files[1]).trace.names("activation")  # in its own words
+    assert "gelu" in read_detailed(files[1]).trace.names("activation")  # in its own words
     result = explain_traces(*files).twins[0]
     assert result.verdict == ("diverged" if wrong else "aligned")
     assert [(f.cause, f.roots) for f in result.findings] == ([("gelu-form", ("activation act",))] if wrong else [])
@@ -228,7 +228,7 @@ def test_two_different_models_are_never_aligned(small, tmp_path) -> None:
 
 def test_weights_that_do_not_correspond(pair) -> None:
     def rename(header, tensors) -> None:
-        tensors["weight/other"] = tensors.pop(f"weight/{header['slots'][0]['name']}")
+        tensors["weight/0/other"] = tensors.pop(f"weight/0/{header['slots'][0]['name']}")
         header["slots"][0] |= {"name": "other", "local": "other"}
 
     with pytest.raises(AlignmentError, match=r"not of models whose weights correspond(.|\n)*other"):
@@ -237,8 +237,9 @@ def test_weights_that_do_not_correspond(pair) -> None:
 
 def test_a_module_that_one_side_lacks_diverges(pair) -> None:
     def leave_out(header, tensors) -> None:
-        header["records"] = [r for r in header["records"] if (r["kind"], r["name"]) != ("activation", "query")]
-        del tensors["activation/query"]
+        run = header["runs"][0]
+        run["records"] = [r for r in run["records"] if (r["kind"], r["name"]) != ("activation", "query")]
+        del tensors["0/activation/query"]
 
     for side in (0, 1):
         kept = pair[side].read_bytes()
@@ -251,10 +252,11 @@ def test_a_module_that_one_side_lacks_diverges(pair) -> None:
 
 def test_a_trace_without_gradients_leaves_the_backward_pass_open(pair) -> None:
     def leave_out(header, tensors) -> None:
-        gone = [r for r in header["records"] if "gradient" in r["kind"]]
-        header["records"] = [r for r in header["records"] if r not in gone]
+        run = header["runs"][0]
+        gone = [r for r in run["records"] if "gradient" in r["kind"]]
+        run["records"] = [r for r in run["records"] if r not in gone]
         for record in gone:
-            tensors.pop(f"{record['kind']}/{record['name']}", None)
+            tensors.pop(f"0/{record['kind']}/{record['name']}", None)
 
     edited(pair[1], leave_out)
     report = explain_traces(*pair)
@@ -268,7 +270,7 @@ def test_a_trace_without_gradients_leaves_the_backward_pass_open(pair) -> None:
 
 def test_another_batch(pair) -> None:
     def other(_header, tensors) -> None:
-        tensors["targets"] = (tensors["targets"] + 1) % 3
+        tensors["targets/0"] = (tensors["targets/0"] + 1) % 3
 
     with pytest.raises(AlignmentError, match="not of the same batch: they differ in the targets"):
         explain_traces(pair[0], edited(pair[1], other))
@@ -276,7 +278,7 @@ def test_another_batch(pair) -> None:
 
 def test_nan_on_both_sides_is_no_agreement(pair) -> None:
     def fill(_header, tensors) -> None:
-        tensors["activation/query"] = np.full_like(tensors["activation/query"], np.nan)
+        tensors["0/activation/query"] = np.full_like(tensors["0/activation/query"], np.nan)
 
     assert explain_traces(*(edited(file, fill) for file in pair)).verdict == "inconclusive"
 
@@ -292,7 +294,7 @@ def set_to(key, value):
 
 
 def drop_tensor(_header, tensors) -> None:
-    del tensors["activation/query"]
+    del tensors["0/activation/query"]
 
 
 def add_tensor(_header, tensors) -> None:
@@ -300,7 +302,7 @@ def add_tensor(_header, tensors) -> None:
 
 
 def narrow(_header, tensors) -> None:
-    tensors["activation/query"] = tensors["activation/query"].astype(np.float32)
+    tensors["0/activation/query"] = tensors["0/activation/query"].astype(np.float32)
 
 
 def reshape(_header, tensors) -> None:
@@ -315,6 +317,24 @@ def first(key, **values):
     return change
 
 
+def in_run(**values):
+    def change(header, _tensors) -> None:
+        header["runs"][0] |= values
+
+    return change
+
+
+def in_record(**values):
+    def change(header, _tensors) -> None:
+        header["runs"][0]["records"][0] |= values
+
+    return change
+
+
+def record_twice(header, _tensors) -> None:
+    header["runs"][0]["records"].append(header["runs"][0]["records"][0])
+
+
 def twice(key):
     def change(header, _tensors) -> None:
         header[key].append(header[key][0])
@@ -325,35 +345,55 @@ def twice(key):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (set_to("schema_version", 2), "schema version 2 is not known"),
+        (set_to("schema_version", 1), "schema version 1 is not known"),
         (set_to("schema_version", True), "schema version True is not known"),
-        (set_to("dtype", "float32"), "only float64"),
-        (set_to("records", []), "no records"),
-        (set_to("records", {}), "lacks a 'records'"),
+        (in_run(dtype="float32"), "a detail run in float32"),
+        (in_run(purpose="fun"), "purpose 'fun'"),
+        (in_run(records=[]), "no records"),
+        (in_run(records={}), "lacks a 'records'"),
+        (in_run(largest_gradient=-1.0), "largest_gradient in its header is no finite number"),
+        (in_run(largest_gradient=None), "lacks a 'largest_gradient'"),
+        (in_run(noise=-1), "noise -1"),
+        (in_run(weights="other"), "of weights 'other'"),
+        (in_run(batch="other"), "batch 'other'"),
+        (set_to("runs", []), "no runs"),
+        (set_to("runs", [{}] * 10_001), "10001 runs"),
+        (set_to("side", "left"), "side 'left'"),
+        (set_to("level", "most"), "level 'most'"),
+        (set_to("weights", ["random", "random"]), "two sets of weights"),
+        (set_to("budget", -3), "budget -3"),
         (set_to("loss", "mine"), "loss 'mine'"),
         (set_to("twin", "a\x1b[2J"), "can't be printed"),
         (set_to("padding", "0"), "lacks a 'padding'"),
         (set_to("counterparts", {"a": {"name": "b", "operation": "rotate"}}), "operation 'rotate'"),
         (set_to("modules", []), "begin with the model itself"),
-        (drop_tensor, "'activation/query' that its header lists is missing"),
+        (drop_tensor, "'0/activation/query' that its header lists is missing"),
         (add_tensor, "'stray' is not in its header"),
         (narrow, "is float32, where its header says float64"),
         (reshape, "has shape"),
-        (first("records", kind="secret"), "no kind of record"),
-        (first("records", dtype="complex64"), "which no record is"),
+        (in_record(kind="secret"), "no kind of record"),
+        (in_record(dtype="complex64"), "which no record is"),
+        (in_record(left_out="boredom"), "no known reason"),
+        (in_record(left_out="budget"), "is not in its header"),
+        (in_record(figures={}), "lacks a 'dtype'"),
+        (first("slots", shape=[1] * 65), "no list of sizes"),
+        (first("slots", shape=[2**70]), "no list of sizes"),
+        (first("slots", shape=[True]), "no list of sizes"),
         (first("slots", shape=[-1]), "no list of sizes"),
         (first("slots", role="king"), "neither a parameter nor a buffer"),
         (first("slots", tied_to="nobody"), "tied to one"),
         (first("modules", options={"eps": [1]}), "neither a number nor a text"),
-        (twice("records"), "listed twice"),
+        (twice("runs"), "that its header lists is missing"),
+        (record_twice, "listed twice"),
         (twice("slots"), "listed twice"),
+        (twice("batches"), "that its header lists is missing"),
         (twice("modules"), "each stand once"),
     ],
 )
 def test_headers_are_not_believed(pair, change, said) -> None:
     file = edited(pair[1], change)
     with pytest.raises(AlignmentError) as caught:
-        read_trace(file)
+        read_detailed(file)
     assert str(caught.value).startswith(f"{file}: ")
     assert said in str(caught.value)
 
@@ -368,34 +408,34 @@ def with_metadata(path: Path, metadata: dict[str, str]) -> None:
         ("{", "not JSON"),
         ("[1]", "no JSON object"),
         ("[" * 100_000, "not JSON"),
-        (" " * 50_000_001, "at most 50,000,000 are read"),
+        (" " * 80_000_001, "at most 80,000,000 are read"),
     ],
 )
 def test_a_header_that_is_none(tmp_path, text, said) -> None:
     file = tmp_path / "trace.safetensors"
     with_metadata(file, {HEADER: text})
     with pytest.raises(AlignmentError, match=said):
-        read_trace(file)
+        read_detailed(file)
 
 
 def test_files_that_are_no_traces(tmp_path, pair) -> None:
     file = tmp_path / "trace.safetensors"
     with_metadata(file, {})
-    with pytest.raises(AlignmentError, match="is no saved trace"):
-        read_trace(file)
+    with pytest.raises(AlignmentError, match="is no capture"):
+        read_detailed(file)
     for content in (b"", b"abc", struct.pack("<Q", 2**62), struct.pack("<Q", 3) + b"abc", pickle.dumps({"a": 1}) * 9):
         file.write_bytes(content)
         with pytest.raises(AlignmentError, match=str(file)):
-            read_trace(file)
+            read_detailed(file)
     whole = pair[0].read_bytes()
     for size in (len(whole) - 1, len(whole) // 2, 2000, 9):
         file.write_bytes(whole[:size])
         with pytest.raises(AlignmentError, match=str(file)):
-            read_trace(file)
+            read_detailed(file)
     with pytest.raises(AlignmentError, match="No such file"):
-        read_trace(tmp_path / "none.safetensors")
+        read_detailed(tmp_path / "none.safetensors")
     with pytest.raises(AlignmentError, match=r"is a \.safetensors file"):
-        read_trace(tmp_path / "trace.pth")
+        read_detailed(tmp_path / "trace.pth")
 
 
 def test_options_and_shapes_that_no_layer_has_end_in_a_sentence(small, tmp_path, capsys) -> None:
@@ -404,14 +444,18 @@ def test_options_and_shapes_that_no_layer_has_end_in_a_sentence(small, tmp_path,
     def odd(header, tensors) -> None:
         softmax = next(module for module in header["modules"] if module["path"] == "softmax")
         softmax["options"]["dim"] = 99
-        tensors["activation/softmax"] = tensors["activation/softmax"] * 2
+        tensors["0/activation/softmax"] = tensors["0/activation/softmax"] * 2
 
     for file in files:
         edited(file, odd)
-    edited(files[1], lambda _header, tensors: tensors.update({"activation/softmax": tensors["activation/softmax"] * 2}))
+    edited(
+        files[1], lambda _header, tensors: tensors.update({"0/activation/softmax": tensors["0/activation/softmax"] * 2})
+    )
     edited(
         files[1],
-        lambda _header, tensors: tensors.update({"input/softmax": read_trace(files[0]).trace.get("input", "softmax")}),
+        lambda _header, tensors: tensors.update(
+            {"0/input/softmax": read_detailed(files[0]).trace.get("input", "softmax")}
+        ),
     )
     assert run(["explain", *map(str, files)]) == 2
     said = capsys.readouterr().err
@@ -437,7 +481,7 @@ def test_written_and_explained_on_the_command_line(small_arguments, tmp_path, ca
     assert told["twins"][0]["effect"] is None
     assert {"torch", "paddle", "numpy"} <= set(told["versions"])
     assert run(["explain", str(report)]) == 2  # there is no twin in it to be run again
-    assert "two saved traces" in capsys.readouterr().err
+    assert "two captures" in capsys.readouterr().err
 
 
 def test_the_report_follows_the_schema(small, tmp_path) -> None:
@@ -452,9 +496,9 @@ def test_the_report_follows_the_schema(small, tmp_path) -> None:
     ("arguments", "said"),
     [
         (("R",), "name the candidate's, too"),
-        (("R", "report.json"), "report.json: two arguments must both be saved traces"),
-        (("fast-transformer", "C"), "fast-transformer: two arguments must both be saved traces"),
-        (("R", "C", "--seed", "3"), "--seed means nothing for saved traces"),
+        (("R", "report.json"), "report.json: two arguments must both be captures"),
+        (("fast-transformer", "C"), "fast-transformer: two arguments must both be captures"),
+        (("R", "C", "--seed", "3"), "--seed means nothing for captures"),
         (("R", "C", "--inject", "gelu-form"), "--inject means nothing"),
         (("R", "C", "--traces", "there"), "--traces means nothing"),
         (("R", "none.safetensors"), "No such file"),

@@ -1,0 +1,541 @@
+"""Capture one side of a twin into a file, where the other side's framework need not be installed.
+
+The reference is captured first. Its file holds all that the candidate needs: weights, batches, settings, seeds, and what
+was to be kept. The candidate is captured from it, elsewhere or later, and the two files are compared (`alignment.apart`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+import checkpoints
+from alignment.capture_file import (
+    SUFFIX,
+    About,
+    Capture,
+    CaptureWriter,
+    Key,
+    Level,
+    Run,
+    Why,
+    listing_cost,
+    read_capture,
+    refuse_suffix,
+    size_in_words,
+    write_capture,
+)
+from alignment.check import Checked, Progress
+from alignment.correspondence import OF_MODULES, correspond, path_of, rename, renamed
+from alignment.errors import AlignmentError
+from alignment.experiment import (
+    LEARNING_RATE,
+    NOISE_RUNS,
+    SIDES,
+    Experiment,
+    Options,
+    State,
+    largest_gradient,
+    plan_layout,
+    prepare,
+)
+from alignment.faults import Fault, get_fault
+from alignment.figures import figures_of, float32_error
+from alignment.frameworks import Framework, get_framework, own_loss
+from alignment.localise import Scene
+from alignment.recorded import Recorded
+from alignment.stages import criterion, criterion_options, criterion_scale, fits
+from alignment.trace import Record, Trace
+from alignment.twins import Twin, get_twin
+from checkpoints import CheckpointError, Move, undo
+from fake_data import Batch
+
+# Runs of the reference whose spread says how far rounding moves a training run.
+TRAIN_NOISE_RUNS = NOISE_RUNS + 1
+TRAIN_BATCH = "training"
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of a run.
+
+    level: ``"all"``; ``"boundaries"``: outputs of the model's own children, the logits, the loss and the gradients;
+    ``"statistics"``: figures of every tensor in place of its values, and no optimizer's step.
+    only: patterns (as a shell's) of the reference's record names; a record that none matches is left out. Empty: all.
+    budget: bytes the file may have; what would be beyond is left out, in the order of the runs.
+    """
+
+    level: Level = "all"
+    only: tuple[str, ...] = ()
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.budget < 1:
+            raise AlignmentError(f"the budget must be at least one byte, not {self.budget}")
+
+    def why_not(self, key: Key) -> Why | None:
+        """Why a record of this kind and name (the reference's) is not asked for; None: it is."""
+        kind, name = key
+        inner = kind == "activation" and "." in path_of(name)
+        if self.level == "boundaries" and (inner or kind not in ("activation", "logits", "output", "loss", "gradient")):
+            return "level"
+        if self.level == "statistics" and kind == "update":  # which is judged given its gradient, element by element
+            return "level"
+        if self.only and not any(fnmatchcase(name, pattern) for pattern in self.only):
+            return "only"
+        return None
+
+    @property
+    def detail(self) -> bool:
+        """Is everything asked for, and so a detailed run to explain divergences by, too?"""
+        return self.level == "all" and not self.only
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What was written. left_out: reason -> number of records. notes: what the reader should know besides."""
+
+    path: Path
+    bytes: int
+    left_out: Mapping[Why, int]
+    notes: tuple[str, ...]
+
+    def describe(self) -> str:
+        """In one line."""
+        told = f"{self.path}: {size_in_words(self.bytes)}"
+        words = {"level": "by the level", "only": "by --only", "budget": "for want of room (--budget)"}
+        parts = [f"{count} {words[why]}" for why, count in self.left_out.items()]
+        return told + (f"; records left out: {', '.join(parts)}" if parts else "")
+
+
+def capture_reference(
+    twin: str | Twin,
+    path: str | Path,
+    options: Options | None = None,
+    keep: Keep | None = None,
+    train_steps: int = 0,
+    progress: Progress | None = None,
+) -> Captured:
+    """Run the reference on every batch with every set of weights, in both precisions, and write what it did.
+
+    The candidate's framework and package are not imported.
+
+    Args:
+        twin: a built-in name, ``"package.module:attribute"``, or a Twin.
+        path: a .safetensors file.
+        options: sizes, data, weights, seed; faults are planted on candidates, and belong to the candidate's capture.
+        keep: what to keep of each run; the default is all.
+        train_steps: steps of Adam to record besides, by loss and by the change of each parameter.
+        progress: called with (done, total) after every batch.
+
+    Raises:
+        AlignmentError, CheckpointError, DataError: it could not run, or the file can't be written.
+    """
+    options, keep, path = options or Options(), keep or Keep(), Path(path)
+    if options.faults:
+        raise AlignmentError("faults are planted on the candidate: name them where the candidate is captured")
+    refuse_suffix(path)
+    checkpoints.check_destination(path)
+    address = twin if isinstance(twin, str) else twin.name
+    experiment = prepare(get_twin(twin) if isinstance(twin, str) else twin, options, alone=True)
+    framework, chosen = experiment.reference, experiment.twin
+    model = experiment.reference_model
+    renames = {slot.name: chosen.names.rename(slot.name) for slot in framework.slots(model)}
+    about = replace(
+        _about(experiment, "reference", model, keep),
+        address=address,
+        train_steps=train_steps,
+        counterparts={name: to for name, to in renames.items() if to is None or to.changed},
+    )
+    return _Capturing(experiment, "reference", about, keep).write(path, experiment.weights, progress)
+
+
+def capture_candidate(
+    reference: str | Path,
+    path: str | Path,
+    twin: str | Twin | None = None,
+    faults: tuple[str | Fault, ...] = (),
+    threads: int | None = None,
+    budget: int | None = None,
+    progress: Progress | None = None,
+) -> Captured:
+    """Run the candidate as a reference's capture says, and write what it did.
+
+    The reference's framework and package are not imported. Level, patterns and training steps are those of the reference's
+    capture. Where the candidate can't take the reference's weights, the file says why, and holds no runs.
+
+    Args:
+        reference: the reference's capture.
+        path: a .safetensors file.
+        twin: the twin, if not by the name in the reference's capture.
+        faults: to plant, by name or as they are.
+        threads: CPU threads; None: as many as the reference had.
+        budget: bytes the file may have.
+        progress: called with (done, total) after every batch.
+
+    Raises:
+        AlignmentError, CheckpointError: the capture can't be read or is of another twin, the candidate fails, or the file can't
+            be written.
+    """
+    path = Path(path)
+    refuse_suffix(path)
+    checkpoints.check_destination(path)
+    source = read_capture(reference)
+    if source.about.side != "reference":
+        raise AlignmentError(
+            f"{reference}: is a {source.about.side}'s capture; a candidate is captured from a reference's"
+        )
+    if not source.batches or not source.weights:
+        raise AlignmentError(f"{reference}: holds no weights or no batches, and so nothing to run a candidate with")
+    chosen = _twin_of(source, twin, reference)
+    keep = Keep(source.about.level, source.about.only, budget)
+    experiment = _joined(source, chosen, faults, threads)
+    about = replace(
+        _about(experiment, "candidate", experiment.candidate_model, keep),
+        address=source.about.address,
+        train_steps=source.about.train_steps,
+        of=source.identity,
+        mismatch=tuple(map(_printable, experiment.mismatch)),
+    )
+    if experiment.layout is None:
+        write_capture(path, about, {}, (), ())
+        note = f"nothing was run: the candidate can't be given the reference's weights: {experiment.mismatch[0]}"
+        return Captured(path, path.stat().st_size, {}, (note,))
+    given = {name: experiment.candidate_state(state) for name, state in experiment.weights.items()}
+    return _Capturing(experiment, "candidate", about, keep, source).write(path, given, progress)
+
+
+def _twin_of(source: Capture, twin: str | Twin | None, path: str | Path) -> Twin:
+    chosen = get_twin(source.about.address if twin is None else twin) if not isinstance(twin, Twin) else twin
+    if chosen.name != source.about.twin:
+        raise AlignmentError(f"{path}: is a capture of the twin {source.about.twin}, not of {chosen.name}")
+    return chosen
+
+
+def _joined(source: Capture, twin: Twin, faults: tuple[str | Fault, ...], threads: int | None) -> Experiment:
+    """A live candidate beside a recorded reference."""
+    about = source.about
+    unknown = set(about.settings) - set(twin.settings)
+    if unknown or about.loss != twin.loss:
+        raise AlignmentError(
+            f"the reference's capture is of another version of {twin.name}: "
+            + (f"it has settings that the twin has not: {', '.join(sorted(unknown))}" if unknown else "another loss")
+        )
+    planted = tuple(get_fault(fault) if isinstance(fault, str) else fault for fault in faults)
+    framework = get_framework(twin.candidate.framework)
+    bare = Experiment(
+        twin,
+        Options(seed=about.seed, faults=planted),
+        dict(about.settings),
+        cast(Framework, Recorded(about)),
+        framework,
+        None,
+        None,
+        None,
+        (),
+        {},
+        dict(source.weights),
+        source.batches,
+        about.data,
+        planted,
+        about.notes,
+        threads or about.threads,
+    )
+    framework.set_threads(bare.threads)
+    model = bare.build("candidate", about.seed)
+    experiment = replace(bare, candidate_model=model)
+    layout = None
+    mismatch: tuple[str, ...] = ()
+    try:
+        layout = plan_layout(experiment, None, model)
+    except CheckpointError as error:
+        mismatch = tuple(line.strip() for line in str(error).splitlines())
+    paths = correspond(about.modules, framework.modules(model), layout)
+    for fault in planted:
+        if fault.plant is not None and not fault.plant(framework, experiment.build("candidate"), twin):
+            raise AlignmentError(f"fault {fault.name!r} ({fault.summary}) has nothing to hit in {twin.name}")
+    return replace(experiment, layout=layout, mismatch=mismatch, paths=paths)
+
+
+def _about(experiment: Experiment, side: str, model: Any, keep: Keep) -> About:
+    framework, target = experiment.side(side)
+    twin, options = experiment.twin, experiment.options
+    modules = framework.modules(model)
+    batch = next(iter(experiment.batches[0].inputs.values())) if experiment.batches else None
+    return About(
+        side="reference" if side == "reference" else "candidate",
+        framework=framework.name,
+        target=target,
+        slots=framework.slots(model),
+        modules=modules,
+        layers={module.path: framework.options(model, module.path) for module in modules},
+        loss=twin.loss,
+        padding=twin.padding(experiment.settings),
+        device=framework.device(model),
+        versions=framework.versions(),
+        twin=twin.name,
+        settings=experiment.settings,
+        options={"data": options.data, "weights": options.weights, "rows": None if batch is None else len(batch)},
+        data=experiment.data,
+        notes=tuple(map(_printable, experiment.notes)),
+        faults=tuple(fault.name for fault in experiment.faults),
+        seed=options.seed,
+        learning_rate=LEARNING_RATE,
+        threads=experiment.threads,
+        level=keep.level,
+        only=keep.only,
+        budget=keep.budget,
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(mark if mark.isprintable() else "�" for mark in text)
+
+
+# -------------------------------------------------------------------------------------------------------------- running
+
+
+class _Capturing:
+    """One side being run and written. source: the reference's capture that a candidate is run by."""
+
+    def __init__(
+        self, experiment: Experiment, side: str, about: About, keep: Keep, source: Capture | None = None
+    ) -> None:
+        self.experiment, self.side, self.about, self.keep, self.source = experiment, side, about, keep, source
+        self.framework = experiment.side(side)[0]
+        # Records of the side by its own names -> by the reference's, and how they turn into the reference's layout.
+        moves = experiment.layout.moves if experiment.layout is not None else ()
+        self.moves: dict[str, Move] = {move.target: move for move in moves}
+        self.called = {two: one for one, two in experiment.paths.items()} if side == "candidate" else {}
+
+    def write(self, path: Path, weights: Mapping[str, State], progress: Progress | None) -> Captured:
+        experiment = self.experiment
+        cases = len(experiment.weights) * len(experiment.batches)
+        noise = NOISE_RUNS if self.side == "reference" else 0
+        trained = self.about.train_steps > 0
+        done, total = 0, cases + self.keep.detail + trained
+        with checkpoints.write_aside(path) as file:
+            writer = CaptureWriter(
+                file,
+                self.about,
+                self._loaded(weights),
+                experiment.batches,
+                cases * (2 + noise),
+                self._training_listed(),
+            )
+            parts = (self._cases(weights), self._detail(weights), self._train(weights))
+            for part in parts:
+                for group in part:
+                    for run in group:
+                        writer.add(run, self._why_not(run))
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+            writer.finish()
+        return Captured(path, writer.written, dict(writer.left_out), experiment.notes)
+
+    def _training_listed(self) -> int:
+        """Bytes to list all that the training runs may have to leave out."""
+        parameters = [slot.name for slot in self.about.slots if slot.role == "parameter"]
+        keys = [
+            (kind, f"{step}/{name}")
+            for step in range(1, self.about.train_steps + 1)
+            for kind, name in (("loss", "loss"), *(("update", name) for name in parameters))
+        ]
+        runs = 1 + (TRAIN_NOISE_RUNS if self.side == "reference" else 0)
+        return runs * listing_cost(keys) if keys else 0
+
+    def _loaded(self, weights: Mapping[str, State]) -> dict[str, State]:
+        """What the model holds once it was given each set."""
+        model = self.experiment.model(self.side, "float32").module
+        found = {}
+        for name, state in weights.items():
+            self.framework.load_state(model, state)
+            found[name] = self.framework.read_state(model)
+        return found
+
+    def _cases(self, weights: Mapping[str, State]) -> Iterator[list[Run]]:
+        experiment, framework, side = self.experiment, self.framework, self.side
+        narrow, wide = (experiment.model(side, dtype).module for dtype in ("float32", "float64"))
+        for name, state in weights.items():
+            for model in (narrow, wide):
+                framework.load_state(model, state)
+            moved = experiment.moved(name, NOISE_RUNS) if side == "reference" else []
+            for batch in experiment.batches:
+                traces = [experiment.run(side, model, batch, True, step=True) for model in (narrow, wide)]
+                for other in moved:
+                    framework.load_state(narrow, other)
+                    traces.append(experiment.run(side, narrow, batch, True))
+                framework.load_state(narrow, state)
+                yield self._case(name, batch, traces)
+
+    def _case(self, weights: str, batch: Batch, traces: Sequence[Trace]) -> list[Run]:
+        """The runs of a case: float32, float64, and those with moved weights. Traces are by the reference's module names."""
+        scale = self._scale(weights, batch, traces[1])
+        traces = [self._with_criterion(trace, batch, scale) for trace in traces]
+        runs = []
+        for number, trace in enumerate(traces):
+            run = Run(
+                "case",
+                weights,
+                batch.name,
+                max(0, number - 1),
+                renamed(trace, self.experiment.paths) if self.side == "candidate" else trace,
+                criterion_scale=scale,
+                largest_gradient=largest_gradient(trace),
+            )
+            if self.keep.level == "statistics":
+                run = self._as_figures(
+                    run, [traces[0], *traces[2:]] if number == 1 and self.side == "reference" else []
+                )
+            runs.append(run)
+        return runs
+
+    def _scale(self, weights: str, batch: Batch, trace: Trace) -> float:
+        """By what logits are multiplied for the criterion's options: by the reference's logits, on both sides."""
+        if self.source is not None:
+            run = self.source.run(weights, batch.name, "float64")
+            return 1.0 if run is None else run.criterion_scale
+        logits = trace.get("logits", "logits")
+        return criterion_scale(logits) if batch.targets is not None and fits(logits, batch.targets) else 1.0
+
+    def _with_criterion(self, trace: Trace, batch: Batch, scale: float) -> Trace:
+        """The trace with what this framework's own cross entropy makes of its logits under every option."""
+        targets, logits = batch.targets, trace.get("logits", "logits")
+        if targets is None or not own_loss(self.experiment.twin.loss) or not fits(logits, targets):
+            return trace
+        added = [
+            Record("loss", label, criterion(self.framework, trace, targets, scale, options))
+            for label, options in criterion_options(targets)
+        ]
+        return replace(trace, records=(*trace.records, *added))
+
+    def _as_figures(self, run: Run, narrow: Sequence[Trace]) -> Run:
+        """The run with figures in the place of values. narrow: float32 runs, to know the reference's error by."""
+        figures = {}
+        for record in run.trace.records:
+            value = record.value
+            if value is None:
+                continue
+            error = float32_error(value, [trace.get(record.kind, record.name) for trace in narrow]) if narrow else None
+            move = self.moves.get(record.name) if record.kind in ("gradient", "update") else None
+            if move is not None and value.shape == move.shape_to:
+                value = undo(value, move)
+            figures[record.kind, record.name] = figures_of(value, error)
+        order = tuple((record.kind, record.name) for record in run.trace.records)
+        absent = tuple(record for record in run.trace.records if record.value is None)
+        return replace(run, trace=replace(run.trace, records=absent), figures=figures, order=order)
+
+    def _why_not(self, run: Run) -> Callable[[Key], Why | None]:
+        """What is left out of a run, by the side's own names."""
+        if run.purpose != "case":
+            return lambda _key: None
+        return lambda key: self.keep.why_not((key[0], self._called(*key)))
+
+    def _called(self, kind: str, name: str) -> str:
+        """The reference's name of a record."""
+        if self.side == "reference":
+            return name
+        if kind in OF_MODULES:
+            return rename(name, self.called)
+        return self.moves[name].source if kind in ("gradient", "update") and name in self.moves else name
+
+    def _detail(self, weights: Mapping[str, State]) -> Iterator[list[Run]]:
+        """A detailed float64 run of the first batch with the last set of weights, the random ones."""
+        if not self.keep.detail:
+            return
+        experiment, batch, name = self.experiment, self.experiment.batches[0], list(weights)[-1]
+        model = experiment.model(self.side, "float64").module
+        self.framework.load_state(model, weights[name])
+        trace = experiment.run(self.side, model, batch, experiment.has_loss(batch), detail=True)
+        own = renamed(trace, experiment.paths) if self.side == "candidate" else trace
+        yield [Run("detail", name, batch.name, 0, own, largest_gradient=largest_gradient(trace))]
+
+    def _train(self, weights: Mapping[str, State]) -> Iterator[list[Run]]:
+        """Training from the first set of weights, in float32, over the batches that are shaped as the first."""
+        if not self.about.train_steps:
+            return
+        experiment, name = self.experiment, next(iter(weights))
+        batches = self._training_batches()
+        model = experiment.model(self.side, "float32").module
+        sets = [weights[name], *(experiment.moved(name, TRAIN_NOISE_RUNS) if self.side == "reference" else [])]
+        runs = []
+        for number, state in enumerate(sets):
+            self.framework.load_state(model, state)
+            records: list[Record] = []
+
+            def sink(step: int, record: Record, records: list[Record] = records) -> None:
+                records.append(replace(record, name=f"{step}/{record.name}"))
+
+            losses = self.framework.train(
+                model, batches, loss=experiment.loss(self.side), learning_rate=LEARNING_RATE, sink=sink
+            )
+            records += [
+                Record("loss", f"{step}/loss", np.array(loss, np.float64)) for step, loss in enumerate(losses, start=1)
+            ]
+            trace = Trace(self.framework.name, "float32", tuple(records))
+            runs.append(Run("train", name, experiment.batches[0].name, number, trace))
+        yield runs
+
+    def _training_batches(self) -> list[Batch]:
+        """A batch for each step: those that are shaped as the first, in turn."""
+        batches = self.experiment.batches
+        shapes = [value.shape for value in batches[0].inputs.values()]
+        alike = [batch for batch in batches if [value.shape for value in batch.inputs.values()] == shapes]
+        usable = [batch for batch in alike if self.experiment.has_loss(batch)]
+        if not usable:
+            raise AlignmentError("no batch has targets, and so there is nothing to train by: leave out --train-steps")
+        return [usable[step % len(usable)] for step in range(self.about.train_steps)]
+
+
+# --------------------------------------------------------------------------------------------------------- both at once
+
+
+def save_traces(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
+    """Write ``reference.safetensors`` and ``candidate.safetensors`` of a check into a folder: captures of one detailed run.
+
+    It is of the first scene in which roots were found; where there is none, of the first batch with random weights.
+
+    Raises:
+        AlignmentError: the candidate can't be given the reference's weights, or fails. CheckpointError: can't be written.
+    """
+    experiment = checked.experiment
+    if experiment.layout is None:
+        raise AlignmentError(
+            f"no traces: the candidate can't be given the reference's weights: {experiment.mismatch[0]}"
+        )
+    scene = checked.scenes[0] if checked.scenes else Scene(experiment, "random", experiment.batches[0])
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AlignmentError(f"{folder}: can't make this folder: {error.strerror or error}") from error
+    written = []
+    for side in SIDES:
+        framework = experiment.side(side)[0]
+        ours = side == "reference"
+        slots = framework.slots(experiment.reference_model if ours else experiment.candidate_model)
+        names = {slot.name: experiment.twin.names.rename(slot.name) for slot in slots if ours}
+        # Faults are found in the records, not told; the options are those the model had.
+        about = replace(
+            _about(replace(experiment, faults=()), side, scene.model(side, "float64"), Keep()),
+            slots=slots,
+            address=experiment.twin.name,
+            counterparts={name: to for name, to in names.items() if to is None or to.changed},
+        )
+        trace = scene.reference64 if ours else renamed(scene.candidate64, experiment.paths)
+        run = Run("detail", scene.weights, scene.batch.name, 0, trace, largest_gradient=largest_gradient(trace))
+        written.append(folder / f"{side}{SUFFIX}")
+        write_capture(
+            written[-1],
+            about,
+            {scene.weights: scene.state if ours else scene.candidate_state},
+            (scene.batch,),
+            (run,),
+        )
+    return written[0], written[1]

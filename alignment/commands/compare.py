@@ -1,0 +1,76 @@
+"""`align compare`: judge what two sides did apart, with neither framework."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from alignment.apart import compare_captures
+from alignment.capture_file import SUFFIX
+from alignment.commands._options import finish, output_options, refuse_unwritable
+from alignment.errors import AlignmentError
+from alignment.foreign import compare_dumps
+from alignment.views.progress import progress
+
+
+@click.command("compare", epilog="Exit status: 0 aligned, 1 diverged, 2 could not decide or could not run.")
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.argument("candidate", type=click.Path(path_type=Path))
+@click.option(
+    "--step",
+    "steps",
+    type=click.IntRange(1, 5),
+    multiple=True,
+    metavar="N",
+    help="Only this stage: 1 structure, 2 initialization, 3 forward, 4 loss, 5 backward. May be repeated.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Of dumps in float32 alone: a difference up to this share of the tensor's largest element counts as none.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the report as JSON.",
+)
+@output_options
+def command(
+    reference: Path,
+    candidate: Path,
+    steps: tuple[int, ...],
+    tolerance: float | None,
+    json_file: Path | None,
+    verbose: bool,
+    quiet: bool,
+) -> int:
+    """Compare what two sides did, the reference's first; no framework is needed.
+
+    Two captures of `align capture` (.safetensors) give the report of `align check`. Two .npy files of the reprod_log package, or
+    two dump folders of PaDiff, hold float32 alone: they can show that the two differ, and, given a --tolerance, that they do not.
+    """
+    if json_file is not None:
+        refuse_unwritable(json_file)
+    captures = [path.suffix == SUFFIX for path in (reference, candidate)]
+    if all(captures):
+        if tolerance is not None:
+            raise AlignmentError(
+                "--tolerance goes with dumps in float32 alone: captures say themselves how much is rounding"
+            )
+        with progress("comparing") as show:
+            report = compare_captures(
+                reference, candidate, sorted(set(steps)) or (1, 2, 3, 4, 5), partial(show, "comparing")
+            )
+    elif any(captures):
+        odd = candidate if captures[0] else reference
+        raise AlignmentError(f"{odd}: a capture is compared with a capture ({SUFFIX} files)")
+    else:
+        if steps:
+            raise AlignmentError("--step goes with captures: a dump has the tensors it has")
+        report = compare_dumps(reference, candidate, tolerance)
+    return finish(report, json_file, verbose, quiet)
