@@ -32,7 +32,7 @@ from alignment.localise import Scene, first_is_root, localise
 from alignment.recorded import Recorded
 from alignment.report import Report, StageResult, TensorResult
 from alignment.saved_pair import Counterparts, SavedPair, no_inputs
-from alignment.stages import STAGES, judge_cases, merge, no_weights, result_of, structure
+from alignment.stages import STAGES, judge_cases, merge, no_weights, result_of, stage_of, structure
 from alignment.trace import Kind, Record, Trace, widest
 from alignment.twins import Side, Twin
 from checkpoints import CheckpointError, undo
@@ -255,6 +255,11 @@ class _Runs:
             # A step is judged given the gradient that it is made of.
             if kind == "update" and found.get(("gradient", name), "value") != "value":
                 found[kind, name] = max(found[kind, name], found["gradient", name], key=_WORSE.index)
+            # And a running variance by how many values its layer gave.
+            owner, _, local = name.rpartition(".")
+            given = found.get(("activation", owner), "value")
+            if kind == "update" and local == "running_var" and given != "value":
+                found[kind, name] = max(found[kind, name], given, key=_WORSE.index)
         return found
 
     def four(self, key: Key) -> list[Figures | None]:
@@ -347,9 +352,8 @@ def _stages(
         notes += said
         rows += _training(experiment)
         for stage in running:
-            tensors = tuple(row for row in rows if row.record in stage.records)
-            if tensors:
-                stages.append(StageResult(stage.step, stage.name, tensors))
+            if any(row.record in stage.records for row in rows):
+                stages.append(stage_of(stage, rows))
             else:
                 notes.append(f"step {stage.step} {stage.name}: not captured, and so not compared")
     if not stages:

@@ -265,7 +265,7 @@ def _joined(source: Capture, twin: Twin, faults: tuple[str | Fault, ...], thread
 def _about(experiment: Experiment, side: str, model: Any, keep: Keep) -> About:
     framework, target = experiment.side(side)
     twin, options = experiment.twin, experiment.options
-    modules = framework.modules(model)
+    modules, wide = framework.modules(model), experiment.model(side, "float64").module
     batch = next(iter(experiment.batches[0].inputs.values())) if experiment.batches else None
     return About(
         side="reference" if side == "reference" else "candidate",
@@ -273,7 +273,7 @@ def _about(experiment: Experiment, side: str, model: Any, keep: Keep) -> About:
         target=target,
         slots=framework.slots(model),
         modules=modules,
-        layers={module.path: framework.options(model, module.path) for module in modules},
+        layers={module.path: framework.options(wide, module.path) for module in modules},
         loss=twin.loss,
         padding=twin.padding(experiment.settings),
         device=framework.device(model),

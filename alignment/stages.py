@@ -65,13 +65,17 @@ def run_stages(experiment: Experiment, progress: Progress, probe: Experiment | N
             if overall(result.verdict for result in results) != "diverged":
                 raise
             judged, reason = [], str(error)
-        for stage in running:
-            tensors = tuple(tensor for tensor in judged if tensor.record in stage.records)
-            if "gradient" in stage.records and all(tensor.reason.startswith(UNUSED) for tensor in tensors):
-                reason = reason or "no parameter has a gradient on either side: nothing was compared"
-                tensors = (*tensors, _not_run(reason))
-            results.append(StageResult(stage.step, stage.name, tensors or (_not_run(reason),), _notes(tensors)))
+        results += [stage_of(stage, judged, reason) for stage in running]
     return tuple(results)
+
+
+def stage_of(stage: Stage, judged: Iterable[TensorResult], reason: str = "") -> StageResult:
+    """A stage's share of what was judged. reason: why nothing was, if that is so."""
+    tensors = tuple(tensor for tensor in judged if tensor.record in stage.records)
+    if "gradient" in stage.records and all(tensor.reason.startswith(UNUSED) for tensor in tensors):
+        reason = reason or "no parameter has a gradient on either side: nothing was compared"
+        tensors = (*tensors, _not_run(reason))
+    return StageResult(stage.step, stage.name, tensors or (_not_run(reason),), _notes(tensors))
 
 
 def _judged(experiment: Experiment, probe: Experiment, stages: list[Stage], progress: Progress) -> list[TensorResult]:

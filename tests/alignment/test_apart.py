@@ -67,6 +67,16 @@ def test_the_report_is_that_of_a_check(small, tmp_path, name) -> None:
     assert apart.versions == live.versions
 
 
+def test_running_statistics_are_judged_as_in_a_check(tmp_path) -> None:
+    name = "examples.port.twins:conv_net"
+    options = Options(batch_size=3, steps=(3, 4, 5))
+    live, apart = check(name, options), compare_captures(*pair(tmp_path, name, options), steps=(3, 4, 5))
+    assert apart.twins[0].stages == live.twins[0].stages
+    assert "divided by N" in rows(apart)["update", "norm1.running_var"].reason
+    files = pair(tmp_path, name, options, Keep(only=("*running_var", "fc.*")))
+    assert not [row for row in rows(compare_captures(*files)).values() if row.verdict == "diverged"]
+
+
 @pytest.mark.parametrize("fault", ["gelu-form", "stale-bias-gradient", "mask-inverted", "loss-reduction"])
 def test_a_fault_has_the_same_figures_and_its_root(small, tmp_path, fault) -> None:
     name = "fast-transformer-classifier"

@@ -26,6 +26,7 @@ from alignment.capture_file import (
 )
 from alignment.figures import figures_of
 from alignment.frameworks import ModuleInfo
+from alignment.structures import describe, restore
 from alignment.trace import Record, Trace
 from checkpoints import Slot
 from fake_data import Batch
@@ -264,3 +265,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path) -> None:
     with pytest.raises(AlignmentError, match="complex64, which a capture can't hold"):
         write_capture(path, ABOUT, WEIGHTS, (BATCH,), (*RUNS, odd))
     assert not list(tmp_path.iterdir())
+
+
+def test_nested_inputs_travel(tmp_path) -> None:
+    path = tmp_path / "capture.safetensors"
+    arrays, structure = describe((np.ones((4, 3)),), {"past": (np.zeros(2), None), "flag": True})
+    write_capture(path, ABOUT, WEIGHTS, (Batch("first", arrays, None, structure),), RUNS)
+    (batch,) = read_capture(path).batches
+    arguments, keywords, targets = restore(batch.structure, batch.inputs)
+    assert (arguments[0].shape, keywords["past"][1], keywords["flag"], targets) == ((4, 3), None, True, None)
+    odd = changed(
+        path.read_bytes(), lambda told, _: told["batches"][0].update(structure={"arguments": [{"array": "y"}]})
+    )
+    with pytest.raises(AlignmentError, match="describes no call"):
+        read_capture(written(tmp_path, odd))

@@ -114,9 +114,9 @@ def test_training_with_and_without_recording(small, side) -> None:
     name = "fastformer-text-classifier"
     experiment = prepare(TWINS[name], small(name))
     framework, model = experiment.side(side)[0], experiment.model(side, "float32").module
-    batches = [(batch.inputs, batch.targets) for batch in experiment.batches[:2]] * 2
+    batches = [*experiment.batches[:2]] * 2
     kept: list[tuple[int, Record]] = []
-    options = {"loss": experiment.twin.loss, "learning_rate": 1e-3}
+    options = {"loss": experiment.loss(side), "learning_rate": 1e-3}
     before = framework.read_state(model)
     bare = framework.train(model, batches, **options)
     assert framework.train(model, batches, **options, sink=lambda step, record: kept.append((step, record))) == bare
