@@ -172,7 +172,8 @@ def set_threads(count: int) -> None:
 
 def device(model: Any) -> str:
     """``"cpu"``, ``"gpu:0"`` …"""
-    return str(model.parameters()[0].place).removeprefix("Place(").removesuffix(")")
+    place = next((str(tensor.place) for tensor in (*model.parameters(), *model.buffers())), "cpu")
+    return place.removeprefix("Place(").removesuffix(")")
 
 
 def build(

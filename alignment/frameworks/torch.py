@@ -65,7 +65,7 @@ def set_threads(count: int) -> None:
 
 def device(model: nn.Module) -> str:
     """``"cpu"``, ``"cuda:0"`` …"""
-    return str(next(model.parameters()).device)
+    return str(next((tensor.device for tensor in (*model.parameters(), *model.buffers())), "cpu"))
 
 
 def build(
