@@ -311,11 +311,6 @@ def prepare(twin: Twin, options: Options) -> Experiment:
     settings = chosen.settings
     reference_model = _build(reference, twin.reference, settings, options.seed, twin)
     candidate_model = _build(candidate, twin.candidate, settings, options.seed, twin)
-    if not any(slot.role == "parameter" for slot in reference.slots(reference_model)):
-        raise AlignmentError(
-            f"{twin.reference.target} has no parameters: a check gives both sides the same weights, and there are none; "
-            "wrap what is to be checked in a model that has some"
-        )
     threads = options.threads or _threads(reference.slots(reference_model), chosen.batches)
     for framework in (reference, candidate):
         framework.set_threads(threads)

@@ -101,14 +101,6 @@ def test_a_model_of_one_module(explained) -> None:
     assert found == [(("input criterion",), "scaled", "candidate")]
 
 
-def test_a_model_without_parameters_is_refused(explained) -> None:
-    def counted(_model, ids, _targets):
-        return (ids * 1.0).mean(1, keepdim=True)
-
-    with pytest.raises(AlignmentError, match="alignment_test_odd:One has no parameters"):
-        explained(counted, counted, embedding=False)
-
-
 def test_a_gradient_that_the_reference_alone_cuts(explained) -> None:
     """There is no gradient to hold a cause against; the root stands all the same, and no script is written for it."""
     found = explained(
