@@ -10,7 +10,7 @@ import paddle
 import pytest
 import torch
 
-from alignment import AlignmentError, Options, Side, Twin
+from alignment import Options, Side, Twin
 from alignment.causes import UpdateSuspect, diagnose
 from alignment.check import run_check
 from alignment.explain import explain_checked
