@@ -17,13 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignment import AlignmentError, Options, Side, Twin, check, explain, explain_traces, run_check, save_traces
+from alignment import AlignmentError, Options, check, explain, explain_traces, run_check, save_traces
 from alignment.cli import run
 from alignment.experiment import prepare
 from alignment.mapping import LayoutRule, ModelMapping, OwnTolerance, covers
 from alignment.report import Report
 from checkpoints import Rename
-from fake_data import Ids, InputSpec, Labels
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = '''
@@ -588,16 +587,3 @@ def test_all_twins_have_no_mapping_in_common(tmp_path, capsys) -> None:
     (tmp_path / "mapping.toml").write_text("")
     assert run(["check", "--all", "--mapping", str(tmp_path / "mapping.toml")]) == 2
     assert "--mapping goes with one twin" in capsys.readouterr().err
-
-
-def test_a_side_that_is_a_twin_of_its_own_keeps_its_names() -> None:
-    """A Twin without a mapping is what it was."""
-    twin = Twin(
-        "t",
-        "",
-        Side("torch", "a:B"),
-        Side("paddle", "a:C"),
-        {},
-        lambda _: InputSpec({"x": Ids(0, 2, ("B",)), "targets": Labels(2, ("B",))}, max_length=1),
-    )
-    assert twin.mapping == ModelMapping()
