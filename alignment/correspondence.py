@@ -15,16 +15,22 @@ OF_MODULES: frozenset[Kind] = frozenset((*GRADIENT_OF, *GRADIENT_OF.values()))
 
 
 def correspond(
-    reference: Iterable[ModuleInfo], candidate: Iterable[ModuleInfo], layout: Layout | None
+    reference: Iterable[ModuleInfo],
+    candidate: Iterable[ModuleInfo],
+    layout: Layout | None,
+    told: Mapping[str, str] | None = None,
+    homes: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, str]:
     """Reference's module path -> the candidate's.
 
     Modules with tensors of their own correspond as these do in `layout`, and their parents with them; below a parent that
     corresponds, children pair by name, and those left over by kind, in order. What then has no counterpart is left out.
+
+    told: pairs that are known. homes: reference's path -> further paths of the candidate below which its children may be.
     """
-    ours, theirs = list(reference), list(candidate)
+    ours, theirs, homes = list(reference), list(candidate), homes or {}
     known = {module.path for module in theirs}
-    found = {"": ""}
+    found = {"": "", **(told or {})}
     for move in layout.moves if layout else ():
         one, two = move.source.rpartition(".")[0], move.target.rpartition(".")[0]
         while one and two and one not in found:
@@ -32,19 +38,17 @@ def correspond(
             one, two = one.rpartition(".")[0], two.rpartition(".")[0]
     for module in ours:
         parent, _, local = module.path.rpartition(".")
-        if module.path in found or parent not in found:
+        places = (*((found[parent],) if parent in found else ()), *homes.get(parent, ()))
+        if module.path in found or not places:
             continue
-        same = f"{found[parent]}.{local}".lstrip(".")
         taken = set(found.values())
-        if same in known and same not in taken:
-            found[module.path] = same
-            continue
+        named = (same for place in places if (same := f"{place}.{local}".lstrip(".")) in known - taken)
         alike = (
             other.path
             for other in theirs
-            if other.path not in taken and _parent(other.path) == found[parent] and _kind(other) == _kind(module)
+            if other.path not in taken and _parent(other.path) in places and _kind(other) == _kind(module)
         )
-        match = next(alike, None)
+        match = next(named, None) or next(alike, None)
         if match is not None:
             found[module.path] = match
     return found

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import checkpoints
-from alignment.compare import Comparison, Pair, Tolerance, measure, settle
+from alignment.compare import Comparison, Pair, measure, settle
 from alignment.correspondence import path_of, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import Case, Experiment, State
@@ -81,9 +80,8 @@ class Scene:
 
     def load(self, side: str, model: Any, state: State) -> None:
         """Give a model of one side weights in the reference's names and layout."""
-        framework, layout = self.experiment.side(side)[0], self.experiment.layout
-        assert layout is not None
-        framework.load_state(model, state if side == "reference" else checkpoints.convert(state, layout))
+        framework = self.experiment.side(side)[0]
+        framework.load_state(model, state if side == "reference" else self.experiment.converted(state))
 
     def run(self, side: str, dtype: str | None = None, forced: Trace | None = None) -> Trace:
         """A detailed run of one side."""
@@ -182,7 +180,12 @@ class Scene:
             pair = Pair(one, candidate, truth, truth, runs, truth32=None if one is None else one.astype(np.float64))
         else:
             pair = Pair(one, one, truth, candidate, runs, scale=scale)
-        return settle([measure(pair, Tolerance())])[0]
+        tolerance = self.experiment.scope.tolerance(name, self._called(name))
+        return settle([measure(pair, tolerance)], tolerance)[0]
+
+    def _called(self, name: str) -> str:
+        """What the candidate calls a record."""
+        return self.moves[name].target if name in self.moves else rename(name, self.experiment.paths)
 
     @cached_property
     def gradient_scale(self) -> float:
@@ -191,8 +194,11 @@ class Scene:
         return max((float(np.abs(v).max(initial=0.0)) for v in values), default=0.0)
 
     def points(self) -> Iterable[tuple[Kind, str]]:
-        """Everything the reference's run recorded, in the order it came to be."""
+        """Everything the reference's run recorded and that is compared, in the order it came to be."""
+        scope = self.experiment.scope
         for record in self.reference64.records:
+            if scope.left_out(record.kind, record.name, self._called(record.name)):
+                continue
             if record.kind in FLOWS or record.kind in ("gradient", "loss", "output") or record.name == "logits":
                 yield record.kind, record.name
 

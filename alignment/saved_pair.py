@@ -29,7 +29,6 @@ from alignment.saved_trace import SavedTrace
 from alignment.trace import Kind, Trace, widest
 from alignment.twins import Side, Twin
 from checkpoints import CheckpointError, Layout, NameMap, Slot, undo
-from checkpoints.names import Renamed
 from fake_data import InputSpec
 
 Key = tuple[Kind, str]
@@ -402,16 +401,6 @@ def _experiment(reference: SavedTrace, candidate: SavedTrace) -> Experiment:
     )
 
 
-@dataclass(frozen=True)
-class _Counterparts(NameMap):
-    """What a name map made of each name, without its patterns."""
-
-    known: Mapping[str, Renamed | None] = field(default_factory=dict)
-
-    def rename(self, name: str) -> Renamed | None:
-        return self.known.get(name, Renamed(name))
-
-
 def _no_inputs(_settings: Mapping[str, Any]) -> InputSpec:
     raise AlignmentError("a saved pair has one batch, and makes no other")
 
@@ -447,7 +436,7 @@ def _layout(reference: SavedTrace, candidate: SavedTrace) -> Layout:
             candidate.slots,
             reference.trace.framework,
             candidate.trace.framework,
-            _Counterparts(known=reference.counterparts),
+            NameMap(exact=reference.counterparts),
         )
     except CheckpointError as error:
         raise AlignmentError(f"the two traces are not of models whose weights correspond: {error}") from error

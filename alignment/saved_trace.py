@@ -177,12 +177,16 @@ def save_traces(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
         modules = framework.modules(model)
         ours = side == "reference"
         slots = framework.slots(experiment.reference_model if ours else experiment.candidate_model)
-        names = {slot.name: experiment.twin.names.rename(slot.name) for slot in slots if ours}
+        state = scene.state if ours else scene.candidate_state
+        if not ours:  # what keeps its own values corresponds to nothing
+            slots = tuple(slot for slot in slots if slot.name not in experiment.scope.kept)
+            state = {slot.name: state[slot.name] for slot in slots}
+        names = {slot.name: experiment.scope.names.rename(slot.name) for slot in slots if ours}
         written.append(folder / f"{side}{SUFFIX}")
         write_trace(
             written[-1],
-            scene.reference64 if ours else renamed(scene.candidate64, experiment.paths),
-            state=scene.state if ours else scene.candidate_state,
+            scene.reference64 if ours else renamed(scene.candidate64, experiment.own_words),
+            state=state,
             slots=slots,
             modules=modules,
             options={module.path: framework.options(model, module.path) for module in modules},

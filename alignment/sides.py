@@ -332,7 +332,7 @@ def _loss(scene: Scene, parameter: str, side: str, change: Array) -> float:
     if side == "candidate":
         assert experiment.layout is not None
         dtypes = {name: str(value.dtype) for name, value in state.items()}
-        state = checkpoints.convert(state, checkpoints.retype(experiment.layout, dtypes))
+        state = experiment.converted(state, checkpoints.retype(experiment.layout, dtypes))
     framework, _ = experiment.side(side)
     framework.load_state(model, state)
     try:

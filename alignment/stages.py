@@ -23,6 +23,7 @@ from alignment.fullsize import FULL_SIZE, Shares, judge_full_size
 from alignment.initializers import FALSE_ALARM_RATE, compare_initializers
 from alignment.metrics import classification_metrics
 from alignment.report import StageResult, TensorResult
+from alignment.scope import Scope, listed, with_reason
 from alignment.trace import Kind, Record, Trace, widest
 from checkpoints import CheckpointError, Move, Slot, undo
 
@@ -36,6 +37,8 @@ CRITERION_RANGE = 32.0
 OUTPUTS = ("logits", "output")
 # Units in the last place of the summed sizes of its terms that the float32 error of a gradient may have.
 SUMMED_ULPS = 64.0
+# Rules of a comparison that a tolerance has a say in.
+OWN = ("semantics", "precision")
 # How the reason of a parameter without a gradient begins.
 UNUSED = "unused"
 # How that of a running variance begins which is estimated without bias on one side only.
@@ -71,7 +74,33 @@ def run_stages(experiment: Experiment, progress: Progress, probe: Experiment | N
                 reason = reason or "no parameter has a gradient on either side: nothing was compared"
                 tensors = (*tensors, _not_run(reason))
             results.append(StageResult(stage.step, stage.name, tensors or (_not_run(reason),), _notes(tensors)))
-    return tuple(results)
+    return tuple(_within(experiment.scope, result) for result in results)
+
+
+def _within(scope: Scope, stage: StageResult) -> StageResult:
+    """The stage without what the mapping leaves out of the comparison, and with notes on that and on own tolerances."""
+    left_out: dict[str, list[str]] = {}
+    own: dict[str, list[str]] = {}
+    kept = []
+    for row in stage.tensors:
+        reason = scope.left_out(row.record, row.reference_name, row.candidate_name)
+        left_out.setdefault(reason, []).append(row.name)
+        if not reason:
+            kept.append(row)
+        tolerance = scope.own(row.reference_name, row.candidate_name) if row.decided_by in OWN else None
+        if tolerance is not None and not reason:
+            own.setdefault(tolerance.reason, []).append(row.name)
+    said = {"ignored": "ignored by the mapping", "inside": "inside a boundary", "wrapper": "only wrapping another"}
+    notes = [
+        f"not compared, {words}: {len(left_out[why])} of {len(stage.tensors)} tensors ({listed(left_out[why])})"
+        for why, words in said.items()
+        if why in left_out
+    ]
+    notes += [f"a tolerance of their own ({why}): {listed(names)}" for why, names in own.items()]
+    if not notes:
+        return stage
+    rows = tuple(kept) or (_not_run("nothing was compared: the mapping leaves out all there is"),)
+    return replace(stage, tensors=rows, notes=(*stage.notes, *notes))
 
 
 def _judged(experiment: Experiment, probe: Experiment, stages: list[Stage], progress: Progress) -> list[TensorResult]:
@@ -132,7 +161,7 @@ def structure(experiment: Experiment) -> StageResult:
         for side, kind, slot in zip(("reference", "candidate"), kinds, slots, strict=True)
     ]
     rates = [framework.get_option(model, "Dropout", "p") for framework, model in sides]
-    called = {two: one for one, two in experiment.paths.items()}
+    called, notes = experiment.called, [*notes, *experiment.scope.notes]
     kinds[1] = {called.get(path, path): module for path, module in kinds[1].items()}
     rates[1] = {called.get(path, path): rate for path, rate in rates[1].items()}
     tensors = (*_modules(kinds[0], kinds[1], rates[0], rates[1]), *_slots(experiment, slots[0], slots[1]))
@@ -218,6 +247,9 @@ def _slots(experiment: Experiment, reference: tuple[Slot, ...], candidate: tuple
             reason,
             strain=math.inf if problems else 0.0,
         )
+    for name in sorted(experiment.scope.kept):
+        slot = theirs[name]
+        yield TensorResult(slot.role, None, name, slot.shape, "aligned", "no counterpart: it keeps its own values")
     for extra in experiment.layout.filled:
         yield TensorResult(
             theirs[extra.name].role, None, extra.name, extra.shape, "aligned", f"no counterpart: {extra.reason}"
@@ -322,7 +354,10 @@ def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """One comparison of one record in one case, its precision not yet judged."""
+    """One comparison of one record in one case, its precision not yet judged.
+
+    usual: the same by the usual tolerance, where the record has one of its own.
+    """
 
     record: str
     reference_name: str | None
@@ -330,6 +365,7 @@ class _Measured:
     comparison: Comparison
     weights: str
     batch: str
+    usual: Comparison | None = None
 
 
 def judge_cases(
@@ -350,14 +386,24 @@ def judge_cases(
     results = []
     summands = _Summands(experiment)
     for group in groups.values():
-        settled = settle([one.comparison for one in group])
-        if any(comparison.decided_by == "precision" for comparison in settled) and group[0].record == "gradient":
-            settled = settle([summands.allow(one) for one in group])
+        own = experiment.scope.own(group[0].reference_name, group[0].candidate_name)
+        settled = _settled(group, summands, own.tolerance if own else None)
+        if own is not None:
+            usual = _settled([replace(one, comparison=one.usual or one.comparison) for one in group], summands)
+            settled = [with_reason(*pair, own) for pair in zip(settled, usual, strict=True)]
         for one, comparison in zip(group, settled, strict=True):
             results.append(
                 result_of(one.record, one.reference_name, one.candidate_name, comparison, one.weights, one.batch)
             )
     return merge([*results, *metrics])
+
+
+def _settled(group: list[_Measured], summands: _Summands, tolerance: Tolerance | None = None) -> list[Comparison]:
+    """The comparisons of one record in all cases, their precision judged."""
+    settled = settle([one.comparison for one in group], tolerance)
+    if any(comparison.decided_by == "precision" for comparison in settled) and group[0].record == "gradient":
+        settled = settle([summands.allow(one) for one in group], tolerance)
+    return settled
 
 
 class _Summands:
@@ -420,7 +466,7 @@ def _judge_activations(experiment: Experiment, case: Case) -> Iterable[_Measured
         candidate = dict.fromkeys((*case.candidate64.names(kind), *case.candidate32.names(kind)))
         for name in dict.fromkeys((*reference, *candidate)):
             pair = _pair(case, kind, name)
-            theirs = rename(name, experiment.paths) if kind == "activation" else name
+            theirs = rename(name, experiment.own_words) if kind == "activation" else name
             yield _measured(
                 case, kind, name if name in reference else None, theirs if name in candidate else None, pair
             )
@@ -699,7 +745,10 @@ def _owner(parameter: str) -> str:
 
 
 def _measured(case: Case, record: str, reference: str | None, candidate: str | None, pair: Pair) -> _Measured:
-    return _Measured(record, reference, candidate, measure(pair, Tolerance()), case.weights, case.batch.name)
+    own = case.scope.own(reference, candidate)
+    usual = measure(pair, Tolerance())
+    comparison = measure(pair, own.tolerance) if own else usual
+    return _Measured(record, reference, candidate, comparison, case.weights, case.batch.name, usual if own else None)
 
 
 def merge(results: Iterable[TensorResult]) -> list[TensorResult]:

@@ -217,7 +217,7 @@ def _run_with(suspect: Suspect, scene: Scene, way: Array, step: float) -> Trace:
     assert experiment.layout is not None
     tied = {s.tied_to or s.name for s in _slots(suspect) if s.name == suspect.name}
     names = [s.name for s in _slots(suspect) if (s.tied_to or s.name) in tied and s.name in scene.moves]
-    state = checkpoints.convert(scene.state, experiment.layout)
+    state = experiment.converted(scene.state)
     ways = checkpoints.convert({**scene.state, **dict.fromkeys(names, way)}, experiment.layout)
     for target in (scene.moves[name].target for name in names):
         state[target] = np.float64(state[target]) + step * np.float64(ways[target])

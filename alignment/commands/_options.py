@@ -61,6 +61,11 @@ _SHARED = (
         "May be repeated.",
     ),
     click.option(
+        "--mapping",
+        metavar="FILE",
+        help="How the two sides' parts correspond where names differ, and what is compared; `align map` writes one.",
+    ),
+    click.option(
         "--json",
         "json_file",
         type=click.Path(dir_okay=False, path_type=Path),
@@ -81,7 +86,7 @@ _SHARED = (
 
 
 def shared_options(command: Command) -> Command:
-    """The options of sizes, weights, data, faults, threads and the JSON file."""
+    """The options of sizes, weights, data, faults, threads, the mapping and the JSON file."""
     for option in reversed(_SHARED):
         command = option(command)
     return command
@@ -106,6 +111,7 @@ def make_options(
     faults: tuple[str, ...],
     threads: int | None,
     strict: bool,
+    mapping: str | None = None,
     steps: tuple[int, ...] = (),
 ) -> Options:
     """The options of a check of `twin` as the command line gave them."""
@@ -122,6 +128,7 @@ def make_options(
         faults=faults,
         threads=threads,
         strict=strict,
+        mapping=mapping,
     )
 
 

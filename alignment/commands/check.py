@@ -95,6 +95,8 @@ def command(
         every = "twin" not in typed  # what was typed goes before what a configuration file says
     if every and given["assignments"]:
         raise AlignmentError("--set goes with one twin: the twins have different settings, so leave it out with --all")
+    if every and given["mapping"]:
+        raise AlignmentError("--mapping goes with one twin: leave it out with --all")
     names = list(TWINS) if every else [twin or DEFAULT_TWIN]
     if json_file is not None:
         refuse_unwritable(json_file)
