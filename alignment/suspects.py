@@ -78,7 +78,9 @@ def _updates(experiment: Experiment, rows: Iterable[TensorResult]) -> Iterator[A
         slot, ours, theirs = slots[row.name], values["reference", "update"], values["candidate", "update"]
         if slot.role == "buffer":
             owner = row.name.rpartition(".")[0]
-            momentum = experiment.reference.options(experiment.model("reference", "float64").module, owner).get("momentum")
+            momentum = experiment.reference.options(experiment.model("reference", "float64").module, owner).get(
+                "momentum"
+            )
             yield StatisticSuspect(row.name, slot.local, _wide(state[row.name]), ours, theirs, momentum=momentum)
         elif {("reference", "gradient"), ("candidate", "gradient")} <= set(values):
             yield UpdateSuspect(
