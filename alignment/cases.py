@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Case:
     @property
     def id(self) -> str:
         """The same for the same case and version of this package, on every machine."""
-        canonical = [self.twin, _canonical(self.options), metadata.version("alignment")]
+        canonical = [self.twin, _canonical(self.options), _version()]
         return hashlib.sha256(orjson.dumps(canonical, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
     def arguments(self) -> list[str]:
@@ -95,17 +96,25 @@ class Answer:
     reason: str = ""
 
 
-def run_case(case: Case, timeout: float | None = DEFAULT_TIMEOUT, stop: threading.Event | None = None) -> Answer:
+def run_case(
+    case: Case,
+    timeout: float | None = DEFAULT_TIMEOUT,
+    stop: threading.Event | None = None,
+    cwd: str | Path | None = None,
+) -> Answer:
     """Run a case in a process of its own; whatever its models do, there is an answer.
 
     Args:
         case: what to check.
         timeout: seconds after which it is killed. stop: may be set by another thread, to end it early.
+        cwd: where its modules and files are looked for; None is the working directory.
     """
     with tempfile.TemporaryDirectory(prefix="align-") as folder:
         file = Path(folder) / "report.json"
         arguments = ["check", "--quiet", f"--json={file}", *case.arguments()]
-        finished = run_isolated([sys.executable, "-c", _CHILD, ROOT, str(timeout or 0), *arguments], timeout, stop=stop)
+        finished = run_isolated(
+            [sys.executable, "-c", _CHILD, ROOT, str(timeout or 0), *arguments], timeout, stop=stop, cwd=cwd
+        )
         written = file.read_bytes() if file.exists() else None
     finished = replace(finished, last_output=_without(_OURS, finished.last_output))
     if finished.returncode not in EXIT_STATUS.values():
@@ -146,6 +155,11 @@ def _inconclusive(case: Case, answer: Answer) -> Report:
         seconds=finished.seconds,
     )
     return Report((result,), own_versions())
+
+
+@cache
+def _version() -> str:
+    return metadata.version("alignment")
 
 
 def _many(value: Any) -> tuple[Any, ...]:

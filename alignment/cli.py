@@ -18,6 +18,7 @@ from fake_data.errors import DataError
 COMMANDS = {
     "check": "check",
     "explain": "explain",
+    "sweep": "sweep",
     "convert": "convert",
     "fake-data": "fake_data",
 }
