@@ -116,7 +116,7 @@ def run_case(
             [sys.executable, "-c", _CHILD, ROOT, str(timeout or 0), *arguments], timeout, stop=stop, cwd=cwd
         )
         written = file.read_bytes() if file.exists() else None
-    finished = replace(finished, last_output=_without(_OURS, finished.last_output))
+    finished = replace(finished, last_output=_without_our_own(finished.last_output))
     if finished.returncode not in EXIT_STATUS.values():
         after = " after its report was written" if written else ""
         return Answer(finished, None, f"{finished.outcome}{after}")
@@ -167,8 +167,10 @@ def _many(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else () if value is None else (value,)
 
 
-def _without(pattern: re.Pattern[str], text: str) -> str:
-    return "\n".join(line for line in text.splitlines() if not pattern.match(line))
+def _without_our_own(output: str) -> str:
+    """The output with what a traceback says of the models' code; all of it where it says nothing of that."""
+    kept = "\n".join(line for line in output.splitlines() if not _OURS.match(line))
+    return kept if "  File " in kept else output
 
 
 def _message(output: str) -> str:

@@ -187,7 +187,7 @@ def _judge(case: Case, answer: Answer) -> CaseResult:
 
 
 def _label(tensor: TensorResult) -> str:
-    return f"{tensor.record} {tensor.name}"
+    return tensor.name if tensor.name == tensor.record else f"{tensor.record} {tensor.name}"
 
 
 def _first_line(text: str) -> str:

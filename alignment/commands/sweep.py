@@ -291,7 +291,7 @@ def _why(result: CaseResult) -> str:
     """Where a case diverged, or else why nothing was decided, in a few words."""
     if result.verdict == "aligned":
         return ""
-    place = ", ".join(part for part in (result.stage, result.tensor) if part)
+    place = ": ".join(part for part in (result.stage, result.tensor) if part)
     return f"  {place or _first_line(result.reason)}"
 
 
@@ -313,7 +313,7 @@ def _summary(results: Sequence[CaseResult], earlier: int, output: Path) -> None:
     for result in bad[:SHOWN]:
         text = Text.assemble((f"{MARKS[result.verdict]} ", STYLES[result.verdict]), f"{result.case}{_why(result)}")
         if result.tensor is not None:
-            text.append(f": {_first_line(result.reason)}", "dim")
+            text.append(f"; {_first_line(result.reason)}", "dim")
         console.print(Padding(text, (0, 0, 0, 2), expand=False))
     if len(bad) > SHOWN:
         console.print(f"  … and {len(bad) - SHOWN} more in {escape(str(output))}", soft_wrap=True)
