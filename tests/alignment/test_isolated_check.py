@@ -61,6 +61,7 @@ def test_a_crash_is_inconclusive_and_says_where(capsys, mood, signal) -> None:
     assert [stage["verdict"] for stage in twin["stages"]] == ["inconclusive"]
 
 
+@pytest.mark.slow
 def test_a_hang_costs_its_time_and_no_more(capsys) -> None:
     out, report = isolated(capsys, "hang", "--timeout", "20", status=2)
     assert "no answer after 20 s" in out
@@ -102,6 +103,7 @@ def test_a_report_that_its_exit_status_denies_proves_nothing() -> None:
     assert answer.reason == "exit status 1, though its report says aligned"
 
 
+@pytest.mark.slow
 def test_every_twin_gets_a_result(capsys, monkeypatch) -> None:
     monkeypatch.setattr("alignment.commands.check.TWINS", ["moody:twin", "nonsense", "fastformer-text-classifier"])
     arguments = ["--all", "--isolate", "--step", "1", "--threads", "1", "--json", "report.json"]

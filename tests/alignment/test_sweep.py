@@ -207,6 +207,15 @@ def test_a_truncated_last_line_does_not_count_and_harms_nothing(keep) -> None:
         assert file.read_bytes().splitlines(keepends=True) == whole
 
 
+def test_nothing_is_left_of_a_long_line_without_an_end() -> None:
+    file = Path("results.jsonl")
+    list(sweep([Case("a:b")], file, lambda todo: map(aligned, todo)))
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"id":' + b"x" * 5000)
+    assert [result.earlier for result in sweep([Case("a:b")], file)] == [True]
+    assert file.read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     "content",
     ["not json\n", '{"id": "x"}\n', '{"id": "x", "twin": "a", "options": {}, "more": 1}\n', "[1]\n", "precious"],
