@@ -87,9 +87,7 @@ def test_a_module_that_crashes_when_imported_is_a_crash_like_any_other(capsys) -
 
 def test_a_report_written_before_the_crash_proves_nothing() -> None:
     source = Path("moody.py").read_text()
-    Path("moody.py").write_text(
-        f"import atexit\natexit.register(os.abort)\n{source}".replace("import atexit", "import atexit, os", 1)
-    )
+    Path("moody.py").write_text(f"import atexit, os\natexit.register(os.abort)\n{source}")
     answer = run_case(Case("moody:twin", {"step": [3], "threads": 1}))
     assert answer.report is None
     assert answer.reason == "killed by signal SIGABRT after its report was written"

@@ -23,7 +23,6 @@ from alignment.errors import AlignmentError
 from alignment.sweep import CaseResult, _run_there, local, on_ray, sweep, verdict_of
 
 ROOT = Path(__file__).resolve().parents[2]
-MOODY = ["moody:twin", "--step", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -295,8 +294,11 @@ def test_aligned_exits_0_and_inconclusive_2(capsys, monkeypatch) -> None:
     assert "12 cases, 8 of them from before" in out
 
 
-def started(output: str, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "alignment", "sweep", *MOODY, "--seed", "0..3", "--jobs", "1", "-o", output, *more]
+FOUR = ["--step", "1", "--seed", "0..3"]
+
+
+def started(output: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "alignment", "sweep", "moody:twin", "--jobs", "1", "-o", output, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -321,8 +323,8 @@ def all_gone(processes: list[psutil.Process]) -> bool:
 
 @pytest.mark.slow
 def test_killed_midway_and_run_again_is_as_if_never_killed() -> None:
-    assert started("whole.jsonl").wait(300) == 0
-    process = started("killed.jsonl")
+    assert started("whole.jsonl", *FOUR).wait(300) == 0
+    process = started("killed.jsonl", *FOUR)
     children = when_finished(process, 1)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
@@ -332,7 +334,7 @@ def test_killed_midway_and_run_again_is_as_if_never_killed() -> None:
         assert all_gone(children)
     with Path("killed.jsonl").open("a") as file:
         file.write('{"id":"half a li')
-    again = started("killed.jsonl")
+    again = started("killed.jsonl", *FOUR)
     out, _ = again.communicate(timeout=300)
     assert again.returncode == 0
     assert f"{finished} of them from before" in out
@@ -342,12 +344,12 @@ def test_killed_midway_and_run_again_is_as_if_never_killed() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on() -> None:
-    process = started("sweep.jsonl")
+    process = started("sweep.jsonl", "--step", "3", "--set", "mood=good,hang,double")
     children = when_finished(process, 1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "interrupted: 1 of 4 cases are finished and kept in sweep.jsonl" in errors
+    assert "interrupted: 1 of 3 cases are finished and kept in sweep.jsonl" in errors
     assert "Traceback" not in errors
     assert all_gone(children)
     assert len(lines()) == 1
