@@ -19,6 +19,7 @@ COMMANDS = {
     "check": "check",
     "explain": "explain",
     "map": "map",
+    "sweep": "sweep",
     "convert": "convert",
     "fake-data": "fake_data",
 }

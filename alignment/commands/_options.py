@@ -14,13 +14,12 @@ from rich.console import Console
 from alignment.errors import AlignmentError
 from alignment.experiment import Options
 from alignment.faults import FAULTS
+from alignment.report import EXIT_STATUS as EXIT_STATUS
 from alignment.report import Report
 from alignment.twins import Twin, parse_settings
 from alignment.views.json import to_json
 from alignment.views.terminal import print_report
 from checkpoints import write_aside
-
-EXIT_STATUS = {"aligned": 0, "diverged": 1, "inconclusive": 2}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from alignment.check import check, merge_reports
+from alignment.cases import DEFAULT_TIMEOUT, Case, check_isolated
+from alignment.check import Progress, check, merge_reports
 from alignment.commands._options import (
     finish,
     make_options,
@@ -20,7 +22,6 @@ from alignment.commands._options import (
 )
 from alignment.config import find_config, read_config
 from alignment.errors import AlignmentError
-from alignment.experiment import Options
 from alignment.frameworks import reserve_threads
 from alignment.report import Report
 from alignment.twins import DEFAULT_TWIN, TWINS, get_twin
@@ -72,12 +73,25 @@ def _long_name(parameter: click.Parameter) -> str:
     metavar="DIR",
     help="Write each stage's tensors as a pair of reprod_log files.",
 )
+@click.option(
+    "--isolate",
+    is_flag=True,
+    help="Run each check in a process of its own: a model that crashes or hangs costs one inconclusive result.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help=f"With --isolate: how long a check may take before it is killed  [default: {DEFAULT_TIMEOUT:.0f}]",
+)
 @output_options
 def command(
     twin: str | None,
     every: bool,
     json_file: Path | None,
     reprod_log: Path | None,
+    isolate: bool,
+    timeout: float | None,
     verbose: bool,
     quiet: bool,
     **given: Any,
@@ -97,14 +111,21 @@ def command(
         raise AlignmentError("--set goes with one twin: the twins have different settings, so leave it out with --all")
     if every and given["mapping"]:
         raise AlignmentError("--mapping goes with one twin: leave it out with --all")
+    if timeout is not None and not isolate:
+        raise AlignmentError("--timeout goes with --isolate: only a process of its own can be killed")
     names = list(TWINS) if every else [twin or DEFAULT_TWIN]
     if json_file is not None:
         refuse_unwritable(json_file)
     if reprod_log is not None:
         prepare_folder(reprod_log)
-    reserve_threads(given["threads"])
-    twins = [(name, make_options(get_twin(name), **given)) for name in names]
-    report = _run(twins, reprod_log)
+    runs: list[tuple[str, Run]]
+    if isolate:
+        said = given_options(click.get_current_context())
+        runs = [(name, partial(_run_isolated, Case(name, said), timeout or DEFAULT_TIMEOUT)) for name in names]
+    else:
+        reserve_threads(given["threads"])
+        runs = [(name, partial(check, name, make_options(get_twin(name), **given))) for name in names]
+    report = _run(runs, reprod_log)
     return finish(report, json_file, verbose, quiet)
 
 
@@ -112,11 +133,39 @@ def _typed(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def _run(twins: list[tuple[str, Options]], reprod_log: Path | None) -> Report:
+# Told (done, total) and a folder for reprod_log files.
+Run = Callable[[Progress, Path | None], Report]
+
+
+def _run(runs: list[tuple[str, Run]], reprod_log: Path | None) -> Report:
     reports = []
     with progress("preparing") as show:
-        for name, options in twins:
+        for name, run in runs:
             show(f"{name}: preparing")
-            folder = reprod_log / name if reprod_log is not None and len(twins) > 1 else reprod_log
-            reports.append(check(name, options, partial(show, name), folder))
+            folder = reprod_log / name if reprod_log is not None and len(runs) > 1 else reprod_log
+            reports.append(run(partial(show, name), folder))
     return merge_reports(reports)
+
+
+def _run_isolated(case: Case, timeout: float, _progress: Progress, reprod_log: Path | None) -> Report:
+    folder = {} if reprod_log is None else {"reprod-log": str(reprod_log)}
+    return check_isolated(Case(case.twin, {**case.options, **folder}), timeout)
+
+
+# Options of this command that say what becomes of the result, or where it is made, and not what is checked.
+NOT_OF_A_CASE = {"all", "config", "isolate", "json", "quiet", "reprod-log", "timeout", "verbose"}
+
+
+def case_options() -> dict[str, click.Option]:
+    """The options that describe a case, by their long names."""
+    options = {_long_name(p): p for p in command.params if isinstance(p, click.Option)}
+    return {name: option for name, option in options.items() if name not in NOT_OF_A_CASE}
+
+
+def given_options(context: click.Context) -> dict[str, Any]:
+    """What the command line and the configuration file said about the case, as a `Case` has it."""
+    given = {name: context.params[option.name or ""] for name, option in case_options().items()}
+    said = {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
+    if "set" in said:
+        said["set"] = dict(assignment.partition("=")[::2] for assignment in said["set"])
+    return said

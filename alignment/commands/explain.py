@@ -136,7 +136,8 @@ def read_report(path: Path) -> list[tuple[str, Options]]:
         asked = [(entry["options"], entry["seed"]) for entry in twins if entry["verdict"] != "aligned"]
         if not all(given for given, _ in asked):
             raise AlignmentError(
-                f"{path}: this report is of two saved traces: name those, there is no twin to run again"
+                f"{path}: there is no twin to run again from this report: it is of two saved traces (name those), or of a check "
+                "that crashed"
             )
         found = [
             (

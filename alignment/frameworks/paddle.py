@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import faulthandler
 import functools
 import inspect
 import io
@@ -25,6 +26,9 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
 
     # Its handlers print a C++ stack for signals that Python and the command line deal with themselves.
     paddle.disable_signal_handler()
+    if faulthandler.is_enabled():  # asked for, and gone with them
+        faulthandler.disable()
+        faulthandler.enable(2, all_threads=False)
 
 from alignment.errors import AlignmentError
 from alignment.frameworks import CAST_TO, Loss, Meaning, ModuleInfo, Target, load_target, own_loss, separable
