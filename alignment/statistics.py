@@ -23,7 +23,7 @@ from alignment.errors import AlignmentError
 BLOCK = 1 << 16
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_ULP_DTYPES = tuple(map(np.dtype, ("float16", "float32", "float64"))) + (_BFLOAT16,)
+_ULP_DTYPES = (*map(np.dtype, ("float16", "float32", "float64")), _BFLOAT16)
 # What float32 holds exactly; the rest is compared in float64.
 _IN_FLOAT32 = frozenset(map(np.dtype, ("float32", "float16", "int8", "uint8", "int16", "uint16", "bool"))) | {
     np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
@@ -305,14 +305,13 @@ def _trusted(mean_square: float, dtype: np.dtype) -> bool:
 
 def _gaps(a: NDArray, b: NDArray) -> tuple[NDArray, NDArray, NDArray]:
     """Both as float64 (complex128) and |b - a| in float64; 64-bit integers are subtracted before they are rounded."""
-    if a.dtype.kind in "iub" and b.dtype.kind in "iub" and np.result_type(a, b).kind in "iu":
-        kind = np.result_type(a, b, np.int8 if "i" in a.dtype.kind + b.dtype.kind else np.uint8)
-        if kind.kind in "iu":
-            wide = np.dtype("int64" if kind.kind == "i" else "uint64")
-            x, y = a.astype(wide), b.astype(wide)
-            # Modulo 2⁶⁴ the difference of the larger and the smaller is exact.
-            gap = np.maximum(x, y).view(np.uint64) - np.minimum(x, y).view(np.uint64)
-            return x.astype(np.float64), y.astype(np.float64), gap.astype(np.float64)
+    together = np.result_type(a, b) if a.dtype.kind in "iub" and b.dtype.kind in "iub" else None
+    if together is not None and together.kind in "iu":  # uint64 beside a signed type has float64 as its common type
+        exact = np.dtype("int64" if together.kind == "i" else "uint64")
+        x, y = a.astype(exact), b.astype(exact)
+        # Modulo 2⁶⁴ the difference of the larger and the smaller is exact.
+        gap = np.maximum(x, y).view(np.uint64) - np.minimum(x, y).view(np.uint64)
+        return x.astype(np.float64), y.astype(np.float64), gap.astype(np.float64)
     wide = np.dtype("complex128" if "c" in a.dtype.kind + b.dtype.kind else "float64")
     left, right = a.astype(wide), b.astype(wide)
     return left, right, np.abs(right - left)

@@ -8,9 +8,12 @@ from checkpoints._dtypes import RAW16
 from checkpoints._files import write_aside
 from checkpoints.convert import Proof, as_stored, convert, convert_proved, plan, retype, reverse, undo
 from checkpoints.errors import CheckpointError
-from checkpoints.formats import FRAMEWORK_OF, Checkpoint, check_destination, read, read_checkpoint, write
+from checkpoints.formats import FRAMEWORK_OF, Checkpoint, open_checkpoint, read, read_checkpoint
 from checkpoints.layout_file import Extra, Layout, Move
 from checkpoints.names import NameMap, Rename
+from checkpoints.places import check_destination, existing_shards, parse_size, write
+from checkpoints.stored import OpenCheckpoint, Stored
+from checkpoints.stream import Streamed, stream
 from checkpoints.structure import Slot
 
 __all__ = [
@@ -22,18 +25,25 @@ __all__ = [
     "Layout",
     "Move",
     "NameMap",
+    "OpenCheckpoint",
     "Proof",
     "Rename",
     "Slot",
+    "Stored",
+    "Streamed",
     "as_stored",
     "check_destination",
     "convert",
     "convert_proved",
+    "existing_shards",
+    "open_checkpoint",
+    "parse_size",
     "plan",
     "read",
     "read_checkpoint",
     "retype",
     "reverse",
+    "stream",
     "undo",
     "write",
     "write_aside",

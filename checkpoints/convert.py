@@ -215,17 +215,37 @@ def convert_proved(tensors: Mapping[str, np.ndarray], layout: Layout) -> tuple[d
         if not same_bits(_apply(result[move.target], _undo(move)), admitted[move.source])
     ]
     _raise([f"{name}: there and back is not bit-identical" for name in wrong], "the conversion proves itself wrong")
+    return result, proof_of(layout, sum(array.nbytes for array in result.values()))
+
+
+def proof_of(layout: Layout, nbytes: int) -> Proof:
+    """The proof of a conversion by `layout` that ended well: `nbytes` of tensors, there and back bit-identical."""
     operations = [move.operation for move in layout.moves]
-    return result, Proof(
+    return Proof(
         moved=len(layout.moves),
         transposed=operations.count("transpose"),
         reshaped=operations.count("reshape"),
         dropped=len(layout.dropped),
         filled=len(layout.filled),
         tied=sum(len(group) - 1 for group in layout.target_ties),
-        bytes=sum(array.nbytes for array in result.values()),
+        bytes=nbytes,
         round_trip=True,
     )
+
+
+def check_source(tensors: Mapping[str, np.ndarray], layout: Layout) -> None:
+    """CheckpointError unless the names, shapes and dtypes of `tensors` are those of the layout's source.
+
+    The values are not looked at, so stand-ins will do: see `OpenCheckpoint.stand_ins`.
+    """
+    named = {move.source: tensors[holder] for move, holder in holders(layout, tensors)}
+    _admit({**tensors, **named}, replace(layout, source_ties=()))
+
+
+def holders(layout: Layout, names: Container[str]) -> list[tuple[Move, str]]:
+    """Each move with the name among `names` that holds its source: the source's own, or one tied to it."""
+    present = _present(layout, names)
+    return [(move, present[move.source]) for move in layout.moves]
 
 
 def undo(array: np.ndarray, move: Move) -> np.ndarray:
@@ -345,8 +365,17 @@ def _forward(admitted: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np
 
 
 def _apply(array: np.ndarray, move: Move) -> np.ndarray:
-    moved = array.T if move.operation == "transpose" else array.reshape(move.shape_to)
-    return np.array(moved, order="C", copy=True)
+    return np.array(apply_view(array, move), order="C", copy=True)
+
+
+def apply_view(array: np.ndarray, move: Move) -> np.ndarray:
+    """`array` moved by `move`: a view where NumPy can make one."""
+    return array.T if move.operation == "transpose" else array.reshape(move.shape_to)
+
+
+def undo_view(array: np.ndarray, move: Move) -> np.ndarray:
+    """The way back of `apply_view`."""
+    return apply_view(array, _undo(move))
 
 
 def _undo(move: Move) -> Move:

@@ -56,7 +56,7 @@ def pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
         b = (a.astype(np.float64) * (1 + rng.standard_normal(shape) * draw(st.sampled_from([0, 1e-6, 0.1])))).astype(
             dtype
         )
-    elif dtype == bool:
+    elif dtype.kind == "b":
         a, b = rng.random(shape) < 0.5, rng.random(shape) < 0.5
     else:
         limits = np.iinfo(dtype)
