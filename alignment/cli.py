@@ -21,6 +21,7 @@ COMMANDS = {
     "map": "map",
     "sweep": "sweep",
     "convert": "convert",
+    "diff": "diff",
     "fake-data": "fake_data",
 }
 

@@ -6,7 +6,19 @@
 
 from checkpoints._dtypes import RAW16
 from checkpoints._files import write_aside
-from checkpoints.convert import Proof, as_stored, convert, convert_proved, plan, retype, reverse, undo
+from checkpoints.convert import (
+    Proof,
+    as_stored,
+    backwards,
+    convert,
+    convert_proved,
+    holders,
+    plan,
+    retype,
+    reverse,
+    undo,
+    undo_view,
+)
 from checkpoints.errors import CheckpointError
 from checkpoints.formats import FRAMEWORK_OF, Checkpoint, open_checkpoint, read, read_checkpoint
 from checkpoints.layout_file import Extra, Layout, Move
@@ -32,10 +44,12 @@ __all__ = [
     "Stored",
     "Streamed",
     "as_stored",
+    "backwards",
     "check_destination",
     "convert",
     "convert_proved",
     "existing_shards",
+    "holders",
     "open_checkpoint",
     "parse_size",
     "plan",
@@ -45,6 +59,7 @@ __all__ = [
     "reverse",
     "stream",
     "undo",
+    "undo_view",
     "write",
     "write_aside",
 ]

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 SLAB = 1 << 23  # bytes that one thread has in hand
+_WIDTH = 1 << 14  # bytes of a matrix's row in one slab: a slab of its transpose then lies in few pages of memory
 _ROWS, _COLUMNS, _PAD = 128, 256, 16
 
 Slices = tuple[slice, ...]
@@ -81,7 +82,7 @@ def _slabs(shape: tuple[int, ...], itemsize: int) -> Iterator[Slices]:
         step = SLAB // itemsize
         yield from ((slice(at, min(at + step, shape[0])),) for at in range(0, shape[0], step))
     elif len(shape) == 2:
-        width = min(shape[1], SLAB // 64 // itemsize)
+        width = min(shape[1], _WIDTH // itemsize)
         height = SLAB // (width * itemsize)
         for top in range(0, shape[0], height):
             for left in range(0, shape[1], width):

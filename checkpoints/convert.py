@@ -243,9 +243,9 @@ def check_source(tensors: Mapping[str, np.ndarray], layout: Layout) -> None:
 
 
 def holders(layout: Layout, names: Container[str]) -> list[tuple[Move, str]]:
-    """Each move with the name among `names` that holds its source: the source's own, or one tied to it."""
+    """The moves whose source is there, each with the name among `names` that holds it: its own, or one tied to it."""
     present = _present(layout, names)
-    return [(move, present[move.source]) for move in layout.moves]
+    return [(move, present[move.source]) for move in layout.moves if move.source in present]
 
 
 def undo(array: np.ndarray, move: Move) -> np.ndarray:
@@ -257,6 +257,11 @@ def reverse(layout: Layout) -> Layout:
     """The way back. CheckpointError where `layout` drops tensors that nothing could restore."""
     lost = [f"{extra.name}: {extra.reason}; it can't be restored" for extra in layout.dropped if not extra.restored]
     _raise(lost, "this layout has no way back")
+    return backwards(layout)
+
+
+def backwards(layout: Layout) -> Layout:
+    """`reverse`, also where something dropped could not be restored: for what only looks at the moves."""
     return Layout(
         source_framework=layout.target_framework,
         target_framework=layout.source_framework,

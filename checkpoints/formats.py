@@ -167,7 +167,9 @@ def _viewing(raw: memoryview, dtype: np.dtype, shape: tuple[int, ...]) -> Callab
 
 def _read_sharded(path: Path, file: BinaryIO, entry: str | None) -> OpenCheckpoint:
     _no_entry(entry)
-    index = json.loads(file.read(MAX_HEADER).decode("utf-8"), object_pairs_hook=_no_doubles)
+    if path.stat().st_size > MAX_HEADER:
+        raise CheckpointError(f"refused: an index of more than {MAX_HEADER} bytes")
+    index = json.loads(file.read().decode("utf-8"), object_pairs_hook=_no_doubles)
     where = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise CheckpointError('has no "weight_map" from tensor names to files')

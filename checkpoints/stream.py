@@ -60,9 +60,8 @@ def stream(
 ) -> Streamed:
     """Write `source`, moved by `layout`, to the file `destination` (or the shards of an index), tensor by tensor.
 
-    Same checks, same proof and same bytes as `convert_proved` and `write`. Memory beside what the interpreter takes is
-    about 100 MB, whatever the size of a tensor; only tensors that their file does not store plainly (see
-    `open_checkpoint`) are held whole, one at a time. After a kill or a power cut the same call goes on where the other
+    Same checks, same proof and same bytes as `convert_proved` and `write`, in less memory than twice the largest tensor
+    and 100 MB. After a kill or a power cut the same call goes on where the other
     stopped; any other failure, Ctrl-C included, leaves no file.
 
     accept: called with the new tensors (read-only views of the new file) before the file takes its name; may raise.

@@ -235,6 +235,21 @@ def _models_agree(live: _Live, layout: Layout, tensors: Tensors, converted: Tens
     return True
 
 
+def twin_layout(
+    twin_name: str, assignments: tuple[str, ...], reference: Path, candidate: Path, entry: str | None
+) -> Layout:
+    """The layout from the one checkpoint to the other by the live models of a twin."""
+    twin = get_twin(twin_name)
+    tensors = open_checkpoint(reference, entry).stand_ins()
+    known = [FRAMEWORK_OF.get(path.suffix) for path in (reference, candidate)]
+    default = (twin.reference.framework, twin.candidate.framework)
+    if known[0] == default[1] or known[1] == default[0]:
+        default = default[::-1]
+    frameworks = (known[0] or default[0], known[1] or default[1])
+    live = _build(twin, frameworks, _settings(twin, assignments, tensors, None, reference), tensors, None)
+    return live.layout
+
+
 def _settings(
     twin: Twin, assignments: tuple[str, ...], tensors: Tensors, names: NameMap | None, source: Path
 ) -> dict[str, Any]:
