@@ -9,8 +9,6 @@ from typing import Any
 import click
 import orjson
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from alignment.checkpoint_diff import CheckpointDiff, TensorDiff, compare_checkpoints
 from alignment.commands._options import refuse_unwritable
@@ -117,54 +115,46 @@ def _plain(value: Any) -> Any:
 
 
 def _show(console: Console, diff: CheckpointDiff, verbose: bool) -> None:
-    counts = {verdict: sum(tensor.verdict == verdict for tensor in diff.tensors) for verdict in STATUS}
     shown = [tensor for tensor in diff.tensors if verbose or tensor.verdict != "equal"]
     shown.sort(key=lambda tensor: tensor.verdict != "diverged")
-    hidden = 0 if verbose else max(0, len(shown) - SHOWN)
-    if shown:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for header in ("tensor", "shape", "dtype", "verdict", "differ", "max |Δ|", "rms", "rel. L2", "worst"):
-            table.add_column(header, overflow="fold", justify="left")
-        for tensor in shown[: None if verbose else SHOWN]:
-            table.add_row(*_row(tensor))
-        console.print(table)
-    if hidden:
-        console.print(f"  and {hidden} more: --verbose shows them, --json FILE writes them")
-    tolerance = (
-        "" if diff.atol is None and diff.rtol is None else f" (atol {diff.atol or 0:g}, rtol {diff.rtol or 0:g})"
-    )
+    for tensor in shown if verbose else shown[:SHOWN]:
+        console.out("\n".join(_lines(tensor)))
+    if not verbose and len(shown) > SHOWN:
+        console.out(f"… and {len(shown) - SHOWN} more: --verbose shows them, --json FILE writes them")
+    counts = {verdict: sum(tensor.verdict == verdict for tensor in diff.tensors) for verdict in STATUS}
+    asked = diff.atol is not None or diff.rtol is not None
     parts = [f"{len(diff.tensors)} tensors", f"{counts['equal']} with equal bits"]
-    parts += [f"{counts['within']} within the tolerance{tolerance}"] * (counts["within"] > 0)
-    parts += [f"{counts['diverged']} diverged{tolerance}"] * (counts["diverged"] > 0)
+    parts += [f"{counts['within']} within the tolerance"] * (counts["within"] > 0)
+    parts += [f"{counts['diverged']} diverged"] * (counts["diverged"] > 0)
+    tolerance = f" (atol {diff.atol or 0:g}, rtol {diff.rtol or 0:g})" if asked else ""
     words = {"equal": "equal bits", "within": "within the tolerance", "diverged": "diverged"}
-    console.print(f"[bold]{words[diff.verdict]}[/]: {', '.join(parts)}")
+    console.print(f"[bold]{words[diff.verdict]}[/]: {', '.join(parts)}{tolerance}")
     for line in diff.left_out:
-        console.out(f"  {line}")
+        console.out(f"  {printable(line)}")
 
 
-def _row(tensor: TensorDiff) -> list[str]:
-    names = tensor.label
+def _lines(tensor: TensorDiff) -> list[str]:
+    """One tensor: a line that names it, then what was found. Names come out of files, so they are made harmless."""
+    name = printable(tensor.label)
     if tensor.name and tensor.candidate_name and tensor.name != tensor.candidate_name:
-        names = f"{tensor.name} → {tensor.candidate_name}"
+        name = printable(f"{tensor.name} → {tensor.candidate_name}")
     shape = tensor.shape if tensor.shape is not None else tensor.candidate_shape
-    dtypes = dict.fromkeys(dtype for dtype in (tensor.dtype, tensor.candidate_dtype) if dtype)
-    row = [_escaped(names), "×".join(map(str, shape or ())) or "scalar", " / ".join(dtypes), tensor.verdict]
-    if tensor.statistics is None:
-        return [*row, tensor.problem or ""]
-    return row + _figures(tensor.statistics)
+    dtypes = " / ".join(dict.fromkeys(dtype for dtype in (tensor.dtype, tensor.candidate_dtype) if dtype))
+    details = [tensor.problem] if tensor.problem else []
+    if tensor.statistics is not None:
+        details += _figures(tensor.statistics)
+    return [f"{tensor.verdict:<9} {name}  {list(shape or ())} {dtypes}", *(f"{'':9} {detail}" for detail in details)]
 
 
 def _figures(found: Statistics) -> list[str]:
     if found.worst is None:
-        return ["0", "0", "0", "0", "" if found.equal_bits else "signs of zero, NaN bits or dtypes"]
-    place = f"[{', '.join(map(str, found.worst))}]: {found.worst_reference:.6g} / {found.worst_candidate:.6g}"
-    extra = f"; {found.one_not_finite} NaN or infinite on one side" if found.one_not_finite else ""
+        return [] if found.equal_bits else ["equal values; signs of zero, bits of NaN, or the dtypes differ"]
+    figures = f"max |Δ| {found.max_abs:.3g}, rms {found.rms:.3g}, relative L2 {found.relative_l2:.3g}"
+    lines = [f"{found.differing:,} of {found.elements:,} differ; {figures}"]
+    if found.one_not_finite:
+        lines.append(f"{found.one_not_finite:,} NaN or infinite on one side alone")
+    what = "first such" if found.one_not_finite else "largest"
+    lines.append(f"{what} at {list(found.worst)}: {found.worst_reference:.9g} / {found.worst_candidate:.9g}")
     if found.ulps is not None:
-        extra += f"; ULP 50/90/99/max {found.ulps.p50}/{found.ulps.p90}/{found.ulps.p99}/{found.ulps.max}"
-    figures = (found.max_abs, found.rms, found.relative_l2)
-    return [f"{found.differing:,}", *(f"{figure:.3g}" for figure in figures), _escaped(place + extra)]
-
-
-def _escaped(text: str) -> str:
-    """Names come out of files: nothing in them is markup, or speaks to the terminal."""
-    return escape(printable(text))
+        lines.append(f"ULP 50/90/99 %, max: {found.ulps.p50} / {found.ulps.p90} / {found.ulps.p99}, {found.ulps.max}")
+    return lines

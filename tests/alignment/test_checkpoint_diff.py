@@ -168,6 +168,8 @@ def test_the_command_says_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run(["diff", str(a), str(b), "--json", str(report), "--ulps"]) == 1
     out = capsys.readouterr().out
     assert "diverged: 5 tensors, 3 with equal bits, 2 diverged" in out
+    assert "diverged  fc.bias  [20] float32\n          1 of 20 differ; max |Δ| inf" in out
+    assert f"first such at [7]: {TENSORS['fc.bias'][7]:.9g} / nan" in out
     data = json.loads(report.read_text())
     assert (data["schema"], data["verdict"]) == ("alignment.diff/1", "diverged")
     bias = next(tensor for tensor in data["tensors"] if tensor["name"] == "fc.bias")
