@@ -61,8 +61,8 @@ def stream(
     """Write `source`, moved by `layout`, to the file `destination` (or the shards of an index), tensor by tensor.
 
     Same checks, same proof and same bytes as `convert_proved` and `write`, in less memory than twice the largest tensor
-    and 100 MB. After a kill or a power cut the same call goes on where the other
-    stopped; any other failure, Ctrl-C included, leaves no file.
+    and 100 MB. After a kill or a power cut the same call goes on where the other stopped; any other failure, Ctrl-C
+    included, leaves no file.
 
     accept: called with the new tensors (read-only views of the new file) before the file takes its name; may raise.
 
