@@ -238,8 +238,8 @@ def check_source(tensors: Mapping[str, np.ndarray], layout: Layout) -> None:
 
     The values are not looked at, so stand-ins will do: see `OpenCheckpoint.stand_ins`.
     """
-    named = {move.source: tensors[holder] for move, holder in holders(layout, tensors)}
-    _admit({**tensors, **named}, replace(layout, source_ties=()))
+    _, problems = _fitting(tensors, layout)
+    _raise(problems, _no_fit(layout))
 
 
 def holders(layout: Layout, names: Container[str]) -> list[tuple[Move, str]]:
@@ -309,6 +309,25 @@ def as_stored(slots: Sequence[Slot], tensors: Mapping[str, np.ndarray], names: N
 
 def _admit(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
     """The source tensors by name, checked against the layout."""
+    admitted, problems = _fitting(tensors, layout)
+    for group in layout.source_ties:
+        held = [name for name in group if name in admitted]
+        problems.extend(
+            f"{name}: differs from {held[0]}, yet the model ties them: which of the two is meant can't be known"
+            for name in held[1:]
+            if not same_bits(admitted[held[0]], admitted[name])
+        )
+    _raise(problems, _no_fit(layout))
+    return admitted
+
+
+def _no_fit(layout: Layout) -> str:
+    ways = f"{layout.source_framework} to {layout.target_framework}"
+    return f"this checkpoint does not fit the layout from {ways}"
+
+
+def _fitting(tensors: Mapping[str, np.ndarray], layout: Layout) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The source tensors by name, and what is wrong with their names, shapes and dtypes."""
     present = _present(layout, tensors)
     problems: list[str] = []
     admitted: dict[str, np.ndarray] = {}
@@ -332,17 +351,7 @@ def _admit(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.nd
         if name not in known:
             array = tensors[name]
             problems.append(f"{name}: {name_of(array.dtype)} {_shape(array.shape)} is not in the layout")
-    for group in layout.source_ties:
-        held = [name for name in group if name in admitted]
-        problems.extend(
-            f"{name}: differs from {held[0]}, yet the model ties them: which of the two is meant can't be known"
-            for name in held[1:]
-            if not same_bits(admitted[held[0]], admitted[name])
-        )
-    _raise(
-        problems, f"this checkpoint does not fit the layout from {layout.source_framework} to {layout.target_framework}"
-    )
-    return admitted
+    return admitted, problems
 
 
 def _present(layout: Layout, names: Container[str]) -> dict[str, str]:
