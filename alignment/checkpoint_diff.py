@@ -162,11 +162,11 @@ def _pairs(ours: OpenCheckpoint, theirs: OpenCheckpoint, layout: Layout | None) 
         ]
         return plain, []
     layout = _directed(layout, ours, theirs)
-    giving = dict(holders(layout, ours.tensors))
-    taken = {move.target: name for move, name in holders(backwards(layout), theirs.tensors)}
+    back = backwards(layout)
+    giving, taking = dict(holders(layout, ours.tensors)), dict(holders(back, theirs.tensors))
     pairs = []
-    for move in layout.moves:
-        name, other = giving.get(move), taken.get(move.source)
+    for move, undone in zip(layout.moves, back.moves, strict=True):
+        name, other = giving.get(move), taking.get(undone)
         pairs.append(
             _Pair(
                 move.source if name is not None else None,

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_compare.py [--millions N] [--repeats N] [--threads N]
 
-Every round times each form once, in turn; the fastest round counts. Memory is the peak of a process of its own for each form,
-less what that process has with both arrays in memory.
+Every round times each form in turn, for two seconds or once; the fastest counts. Memory is the peak of a process of its own
+for each form, less what that process has with both arrays in memory.
 
 read:               ``a.max(), b.max()``, NumPy's fastest pass, one thread
 assert_allclose:    ``np.testing.assert_allclose`` on arrays that are equal within its tolerance
@@ -25,6 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from alignment.statistics import available_cores, compare_arrays
+
+QUICK = 2.0  # seconds
 
 
 def arrays(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,9 +99,13 @@ def main() -> None:
     seconds = dict.fromkeys(made, float("inf"))
     for _ in range(options.repeats):
         for name, form in made.items():
-            start = time.perf_counter()
-            form()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
+            begin = start = time.perf_counter()
+            while (
+                start - begin < QUICK
+            ):  # what is quick is timed several times, so that each form has its quiet moments
+                form()
+                end = time.perf_counter()
+                seconds[name], start = min(seconds[name], end - start), end
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{options.millions:g} million float32 elements, {available_cores()} cores, load {load}")
     ours, read = seconds["compare_arrays"], seconds["read"]

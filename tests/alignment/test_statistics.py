@@ -198,6 +198,18 @@ def test_different_dtypes_complex_numbers_and_empty_arrays() -> None:
     assert (empty.elements, empty.beyond, empty.worst) == (0, 0, None)
 
 
+def test_tiny_differences_beside_large_values_do_not_vanish() -> None:
+    a, b = np.array([1.0, 1e-25], np.float32), np.array([1.0, 3e-25], np.float32)
+    found = compare_arrays(a, b)
+    assert found.rms == pytest.approx(2e-25 / math.sqrt(2), rel=1e-6)
+    assert found.relative_l2 == pytest.approx(2e-25, rel=1e-6)
+    found = compare_arrays(np.array([1.0, 1e-200]), np.array([1.0, 3e-200]))
+    assert found.rms == pytest.approx(2e-200 / math.sqrt(2))
+    assert compare_arrays(np.array([3e38], np.float32), np.array([-3e38], np.float32)).rms == pytest.approx(
+        6e38, rel=1e-6
+    )
+
+
 def test_a_memory_map_is_compared_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", 1 << 16)
     values = np.random.default_rng(0).standard_normal((2000, 1500)).astype(np.float32)
