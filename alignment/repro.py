@@ -50,10 +50,11 @@ def _arrays(scene: Scene, root: Root) -> bytes:
     arrays: dict[str, Any] = {"reference": root.reference, "candidate": root.candidate}
     prefix = f"{owner}." if owner else ""
     assert scene.experiment.layout is not None
-    converted = checkpoints.convert(scene.state, scene.experiment.layout)
-    for name, move in scene.moves.items():
-        if name.startswith(prefix):
-            arrays[f"reference_weight/{name}"] = scene.state[name]
+    state = scene.experiment.weights[scene.weights]
+    converted = checkpoints.convert(state, scene.experiment.layout)
+    for move in scene.moves.values():
+        if move.source.startswith(prefix):
+            arrays[f"reference_weight/{move.source}"] = state[move.source]
             arrays[f"candidate_weight/{move.target}"] = converted[move.target]
     for index, value in _inputs(scene, owner, call):
         arrays[f"input/{index}"] = value
@@ -90,10 +91,12 @@ def _script(scene: Scene, root: Root, stem: str, address: str) -> str:
     experiment = scene.experiment
     twin = experiment.twin
     operation: Operation = "copy"
-    candidate_name = root.name
+    name = candidate_name = root.name
+    part = candidate_part = None
     if root.kind == "gradient" and root.name in scene.moves:
         move = scene.moves[root.name]
-        operation, candidate_name = move.operation, move.target
+        operation, name, candidate_name = move.operation, move.source, move.target
+        part, candidate_part = ((p.index, p.count) if p else None for p in (move.part_from, move.part_to))
     child = root.owner if root.kind == "gradient" else path_of(root.name)
     faults = [
         (fault.name, one if isinstance(one, str) else _address(fault, fault.plant, FAULTS))
@@ -106,7 +109,9 @@ def _script(scene: Scene, root: Root, stem: str, address: str) -> str:
         what=f"{root.kind} of {root.name}" if "gradient" in root.kind else f"{root.kind} {root.name}",
         stem=stem,
         kind=root.kind,
-        label=root.name,
+        label=name,
+        part=part,
+        candidate_part=candidate_part,
         candidate_label=candidate_name,
         reference_target=twin.reference.target,
         candidate_target=twin.candidate.target,
@@ -178,6 +183,11 @@ def arguments(tensor):
 
 def index_of(label):
     return int(label.rpartition("[")[2][:-1]) if label.endswith("]") else 0
+
+
+def cut(value, part):
+    """One of several equal parts of a tensor that holds them one after another; part: (which, of how many) or None."""
+    return value if part is None else np.split(value, part[1])[part[0]]
 
 
 def run(framework, model, owner, child, prefix, parameter):
@@ -255,6 +265,7 @@ ours = run({reference_framework!r}, reference, {owner!r}, {child!r}, "reference_
 theirs = run(
     {candidate_framework!r}, candidate, {candidate_owner!r}, {candidate_child!r}, "candidate_weight/", {candidate_label!r}
 )
+ours, theirs = cut(ours, {part!r}), cut(theirs, {candidate_part!r})
 theirs = theirs.T if {transpose!r} else theirs
 print("{what}")
 print("reference now against the reference as recorded: relative L2", relative(ours, DATA["reference"]))
