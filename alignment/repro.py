@@ -151,6 +151,7 @@ Needs the two frameworks, NumPy and the two models. Exit status: 1 while the two
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,22 @@ def arguments(tensor):
 
 def index_of(label):
     return int(label.rpartition("[")[2][:-1]) if label.endswith("]") else 0
+
+
+def widen(framework, model):
+    """The model in float64. Paddle's recurrent layers can't be cast as they are, and have gradients in training mode alone."""
+    if framework == "torch":
+        model.double()
+        return
+    layers = model.sublayers(include_self=True)
+    states = [(layer, layer._buffers.pop("_dropout_state", None)) for layer in layers]
+    model.to(dtype="float64")
+    for layer, state in states:
+        if state is not None:
+            layer._buffers["_dropout_state"] = state
+            layer.training, layer.dropout = True, 0.0
+        if isinstance(layer, paddle.nn.RNNCellBase):
+            layer.get_initial_states = partial(layer.get_initial_states, dtype="float64")
 
 
 def cut(value, part):
@@ -251,8 +268,8 @@ if {criterion!r}:
     reference.criterion, candidate.criterion = torch.nn.CrossEntropyLoss(), paddle.nn.CrossEntropyLoss()
 for model in (reference, candidate):
     model.eval()
-reference.double() if {reference_framework!r} == "torch" else reference.to(dtype="float64")
-candidate.double() if {candidate_framework!r} == "torch" else candidate.to(dtype="float64")
+widen({reference_framework!r}, reference)
+widen({candidate_framework!r}, candidate)
 if PLANTED:
     from alignment.faults import get_fault
     from alignment.frameworks import get_framework

@@ -166,6 +166,16 @@ def right_but_for_initializers(checked: Any) -> bool:
     return all(row.record == "initializer" for row in rows)
 
 
+def twice(parameter: str) -> Fault:
+    def plant(framework: Any, model: Any, _twin: Twin) -> list[str]:
+        framework.replace_gradient(model, parameter, lambda gradient: 2 * gradient)
+        return [parameter]
+
+    return Fault("twice", "", 5, plant=plant)
+
+
+WRONG_THIRD, WRONG_GATES = twice("attention.v_proj.weight"), twice("lstm.weight_hh_l1")
+
 NETS = ("LSTMNet", "AttentionNet", "TransformerNet", "ConvTransposeNet")
 
 
@@ -228,11 +238,7 @@ def test_wrong_weights_are_explained(twin_of, name, cause) -> None:
     ],
 )
 def test_a_wrong_gradient_is_found_in_the_right_tensor(twin_of, net, backwards, parameter, found) -> None:
-    def plant(framework: Any, model: Any, _twin: Twin) -> list[str]:
-        framework.replace_gradient(model, parameter, lambda gradient: 2 * gradient)
-        return [parameter]
-
-    checked = run_check(twin_of(net, backwards), options(Fault("twice", "", 5, plant=plant), steps=(1, 3, 4, 5)))
+    checked = run_check(twin_of(net, backwards), options(twice(parameter), steps=(1, 3, 4, 5)))
     assert roots(checked) == {("gradient", found)}
     diverged = [t for stage in checked.report.twins[0].stages for t in stage.tensors if t.verdict == "diverged"]
     assert [(t.record, t.name) for t in diverged] == [("gradient", found)]
@@ -338,21 +344,23 @@ def test_wrong_weights_in_saved_traces_are_explained(twin_of, tmp_path) -> None:
     )
 
 
-def test_a_repro_cuts_the_part_out(twin_of, tmp_path, monkeypatch) -> None:
-    def plant(framework: Any, model: Any, _twin: Twin) -> list[str]:
-        framework.replace_gradient(model, "attention.v_proj.weight", lambda gradient: 2 * gradient)
-        return ["attention.v_proj.weight"]
-
-    checked = run_check(twin_of("AttentionNet"), options(Fault("twice", "", 5, plant=plant), steps=(3, 5)))
-    (script,) = write_repros(checked, tmp_path)
+@pytest.mark.parametrize(
+    ("net", "fault", "found"),
+    [
+        ("AttentionNet", "WRONG_THIRD", "cut(ours, (2, 3)), cut(theirs, None)"),
+        ("LSTMNet", "WRONG_GATES", "cut(ours, None), cut(theirs, None)"),
+    ],
+)
+def test_a_repro_shows_the_part_alone(twin_of, tmp_path, net, fault, found) -> None:
+    setattr(sys.modules[HERE], "twin", twin_of(net))  # noqa: B010 (a module has no such attribute to a type checker)
+    given = replace(options(steps=(3, 5)), faults=(f"{HERE}:{fault}",))
+    (script,) = write_repros(run_check(f"{HERE}:twin", given), tmp_path)
     text = script.read_text()
-    assert "cut(ours, (2, 3)), cut(theirs, None)" in text
-    # Planted by an object, which a script can't name: without it the two agree, as a mended candidate would.
-    monkeypatch.setattr(sys, "argv", [str(script)])
-    source = text.replace("PLANTED = [", "PLANTED = [] and [")
-    with pytest.raises(SystemExit) as ended:
-        exec(compile(source, str(script), "exec"), {"__name__": "__main__", "__file__": str(script)})
-    assert ended.value.code == 0
+    assert found in text
+    for source, status in ((text, 1), (text.replace("PLANTED = [", "PLANTED = [] and ["), 0)):
+        with pytest.raises(SystemExit) as ended:
+            exec(compile(source, str(script), "exec"), {"__name__": "__main__", "__file__": str(script)})
+        assert ended.value.code == status
 
 
 def test_reprod_log_files_have_equal_keys(twin_of, tmp_path) -> None:
