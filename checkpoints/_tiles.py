@@ -100,7 +100,7 @@ def _slabs(shape: tuple[int, ...], itemsize: int) -> Iterator[Slices]:
 
 def _dense(tile: np.ndarray, slot: int = 0) -> np.ndarray:
     """`tile` in row-major order, in one of two buffers of this thread's own: good until the next use of this one."""
-    if not hasattr(_OWN, "buffers"):
+    if not hasattr(_OWN, "buffers") or _OWN.buffers.shape[1] < SLAB:
         _OWN.buffers = np.empty((2, SLAB), np.uint8)
     out: np.ndarray = _OWN.buffers[slot, : tile.nbytes].view(tile.dtype).reshape(tile.shape)
     if tile.ndim != 2 or abs(tile.strides[0]) >= abs(tile.strides[1]):
