@@ -19,9 +19,12 @@ from checkpoints import (
     Layout,
     OpenCheckpoint,
     Stored,
+    aliases,
     backwards,
     holders,
+    label_of,
     open_checkpoint,
+    part_of,
     undo_view,
 )
 
@@ -130,12 +133,13 @@ def compare_checkpoints(
 
 @dataclass(frozen=True)
 class _Pair:
-    """What is compared: a tensor of each side (None: it is not there), and how the candidate's becomes the reference's."""
+    """What is compared: a tensor of each side (None: it is not there), and how each becomes what is compared."""
 
     name: str | None
     candidate_name: str | None
     reference: Stored | None
     candidate: Stored | None
+    taken: Callable[[np.ndarray], np.ndarray] = lambda array: array
     back: Callable[[np.ndarray], np.ndarray] = lambda array: array
     candidate_as: tuple[int, ...] | None = None  # the shape `back` takes
 
@@ -169,17 +173,20 @@ def _pairs(ours: OpenCheckpoint, theirs: OpenCheckpoint, layout: Layout | None) 
         name, other = giving.get(move), taking.get(undone)
         pairs.append(
             _Pair(
-                move.source if name is not None else None,
-                move.target if other is not None else None,
+                move.label if name is not None else None,
+                label_of(move.target, move.part_to) if other is not None else None,
                 None if name is None else ours.tensors[name],
                 None if other is None else theirs.tensors[other],
+                partial(part_of, move=move),
                 partial(undo_view, move=move),
                 move.shape_to,
             )
         )
     known = {move.source for move in layout.moves} | {extra.name for extra in layout.dropped}
+    known |= aliases(layout.source_ties, known).keys()
     pairs += [_Pair(name, None, held, None) for name, held in ours.tensors.items() if name not in known]
     known = {move.target for move in layout.moves} | {extra.name for extra in layout.filled}
+    known |= aliases(layout.target_ties, known).keys()
     pairs += [_Pair(None, name, None, held) for name, held in theirs.tensors.items() if name not in known]
     return pairs, [f"{extra.name}: {extra.reason}" for extra in (*layout.dropped, *layout.filled)]
 
@@ -217,7 +224,7 @@ def _compare(
     if pair.candidate_as is not None and theirs.shape != pair.candidate_as:
         expected = list(pair.candidate_as)
         return replace(seen, problem=f"the candidate's shape is {list(theirs.shape)}, the layout expects {expected}")
-    a, b = ours.read(), pair.back(theirs.read())
+    a, b = pair.taken(ours.read()), pair.back(theirs.read())
     if a.shape != b.shape:
         return replace(seen, problem=f"shapes {list(a.shape)} and {list(b.shape)}")
     if BFLOAT16 in (a.dtype, b.dtype) or bfloat16:

@@ -8,20 +8,26 @@ from checkpoints._dtypes import RAW16
 from checkpoints._files import write_aside
 from checkpoints.convert import (
     Proof,
+    aliases,
     as_stored,
     backwards,
     convert,
     convert_proved,
+    fill_aliases,
     holders,
+    join,
+    part_of,
     plan,
     retype,
     reverse,
+    split,
+    split_slots,
     undo,
     undo_view,
 )
 from checkpoints.errors import CheckpointError
 from checkpoints.formats import FRAMEWORK_OF, Checkpoint, open_checkpoint, read, read_checkpoint
-from checkpoints.layout_file import Extra, Layout, Move
+from checkpoints.layout_file import Extra, Layout, Move, Part, label_of
 from checkpoints.names import NameMap, Rename
 from checkpoints.places import check_destination, existing_shards, parse_size, write
 from checkpoints.stored import OpenCheckpoint, Stored
@@ -38,25 +44,33 @@ __all__ = [
     "Move",
     "NameMap",
     "OpenCheckpoint",
+    "Part",
     "Proof",
     "Rename",
     "Slot",
     "Stored",
     "Streamed",
+    "aliases",
     "as_stored",
     "backwards",
     "check_destination",
     "convert",
     "convert_proved",
     "existing_shards",
+    "fill_aliases",
     "holders",
+    "join",
+    "label_of",
     "open_checkpoint",
     "parse_size",
+    "part_of",
     "plan",
     "read",
     "read_checkpoint",
     "retype",
     "reverse",
+    "split",
+    "split_slots",
     "stream",
     "undo",
     "undo_view",

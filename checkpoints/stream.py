@@ -26,7 +26,17 @@ from checkpoints import _zip
 from checkpoints._dtypes import DTYPES, RAW16, Spec
 from checkpoints._files import write_aside
 from checkpoints._tiles import equal_bits, workers, write_at
-from checkpoints.convert import Proof, apply_view, check_source, holders, proof_of, undo_view
+from checkpoints.convert import (
+    Proof,
+    aliases,
+    apply_view,
+    check_source,
+    holders,
+    lost,
+    part_of,
+    proof_of,
+    undo_view,
+)
 from checkpoints.errors import CheckpointError
 from checkpoints.layout_file import Layout, Move
 from checkpoints.places import Places, check_destination, index_of, is_index, place, shards
@@ -76,8 +86,15 @@ def stream(
         raise CheckpointError(f"{destination}: is not an ordinary file")
     with _about(source):
         check_source(source.stand_ins(), layout)
-    origin = {move.target: (source.tensors[holder], move) for move, holder in holders(layout, source.tensors)}
+    origin: dict[str, list[tuple[Stored, Move]]] = {}
+    for move, holder in holders(layout, source.tensors):
+        origin.setdefault(move.target, []).append((source.tensors[holder], move))
+    for name, given in origin.items():
+        if len(given) != (given[0][1].part_to.count if given[0][1].part_to else 1):
+            raise CheckpointError(f"{source.path}: {name}: not all of its parts are filled")
     specs = {move.target: Spec(move.dtype, move.shape_to) for move in layout.moves}
+    for name, first in aliases(layout.target_ties, specs).items():
+        origin[name], specs[name] = origin[first], specs[first]
     specs |= {extra.name: Spec(extra.dtype, extra.shape) for extra in layout.filled}
     files = shards(destination, specs, shard_size)
     for path in files:
@@ -87,7 +104,7 @@ def stream(
     with ExitStack() as stack:
         work.pool = stack.enter_context(ThreadPoolExecutor(workers()))
         with _about(source):
-            work.check_ties(layout)
+            work.check_values(layout)
         made = []
         for path, names in files.items():
             held = {name: specs[name] for name in names}
@@ -144,7 +161,7 @@ class _Work:
     def __init__(
         self,
         source: OpenCheckpoint,
-        origin: Mapping[str, tuple[Stored, Move]],
+        origin: Mapping[str, list[tuple[Stored, Move]]],
         total: int,
         progress: Progress | None,
     ) -> None:
@@ -164,13 +181,12 @@ class _Work:
         for name, array in sorted(file.arrays().items(), key=lambda item: file.places.offsets[item[0]]):
             if self.progress is not None:
                 self.progress(f"converting {name}", self.done, self.total)
-            given, move = self._given(name, file.specs[name])
-            if file.found and self._proved(array, given, move):
+            given = self._given(name, file.specs[name])
+            if file.found and self._proved(array, given):
                 self.kept += 1
             else:
-                moved = given if move is None else apply_view(given, move)
-                write_at(self.pool, file.descriptor, file.places.offsets[name], moved, self._count)
-                if not self._proved(array, given, move):
+                self._write(file, name, given)
+                if not self._proved(array, given):
                     raise CheckpointError(f"{file.path}: {name}: there and back is not bit-identical")
             if file.places.seeds is not None:
                 raw = memoryview(file.mapped)[file.places.offsets[name] :][: array.nbytes]
@@ -181,8 +197,11 @@ class _Work:
         for at, piece in file.places.pieces(checksums):
             os.pwrite(file.descriptor, piece, at)
 
-    def check_ties(self, layout: Layout) -> None:
-        """CheckpointError where the source has different values under names that its model ties."""
+    def check_values(self, layout: Layout) -> None:
+        """CheckpointError where the source has different values under names that its model ties, or what must be zero."""
+        for extra in layout.dropped:
+            if extra.zero and extra.name in self.source.tensors and self.source.tensors[extra.name].read().any():
+                raise CheckpointError(lost(extra.name))
         for group in layout.source_ties:
             held = [name for name in group if name in self.source.tensors]
             for name in held[1:]:
@@ -195,17 +214,30 @@ class _Work:
     def equal(self, a: np.ndarray, b: np.ndarray) -> bool:
         return equal_bits(self.pool, a, b, self._count)
 
-    def _given(self, name: str, spec: Spec) -> tuple[np.ndarray, Move | None]:
-        """The source's array for one of the target's tensors, and its move; zeros, and none, where nothing gives it."""
-        if name not in self.origin:
-            return np.zeros(spec.shape, DTYPES[spec.dtype]), None
-        stored, move = self.origin[name]
-        array = stored.read()
-        return (array.view(DTYPES["bfloat16"]) if move.dtype == "bfloat16" and array.dtype in RAW16 else array), move
+    def _write(self, file: _File, name: str, given: list[tuple[np.ndarray, Move | None]]) -> None:
+        at = file.places.offsets[name]
+        for array, move in sorted(given, key=lambda one: one[1].part_to.index if one[1] and one[1].part_to else 0):
+            moved = array if move is None else apply_view(array, move)
+            write_at(self.pool, file.descriptor, at, moved, self._count)
+            at += moved.nbytes
 
-    def _proved(self, array: np.ndarray, given: np.ndarray, move: Move | None) -> bool:
-        """Whether the written tensor, its move undone, is the source's bit for bit."""
-        return self.equal(given, array if move is None else undo_view(array, move))
+    def _given(self, name: str, spec: Spec) -> list[tuple[np.ndarray, Move | None]]:
+        """The source's arrays for one of the target's tensors, and their moves; zeros, and none, where nothing gives it."""
+        if name not in self.origin:
+            return [(np.zeros(spec.shape, DTYPES[spec.dtype]), None)]
+        given: list[tuple[np.ndarray, Move | None]] = []
+        for stored, move in self.origin[name]:
+            array = stored.read()
+            raw = move.dtype == "bfloat16" and array.dtype in RAW16
+            given.append((array.view(DTYPES["bfloat16"]) if raw else array, move))
+        return given
+
+    def _proved(self, array: np.ndarray, given: list[tuple[np.ndarray, Move | None]]) -> bool:
+        """Whether the written tensor, its moves undone, is the source's bit for bit."""
+        return all(
+            self.equal(held, array) if move is None else self.equal(part_of(held, move), undo_view(array, move))
+            for held, move in given
+        )
 
     def _count(self, count: int) -> None:
         self.held += count

@@ -21,11 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoints._tiles as tiles
+from alignment.checkpoint_diff import compare_checkpoints
 from checkpoints import (
     CheckpointError,
     Extra,
     Layout,
     Move,
+    Part,
     convert_proved,
     open_checkpoint,
     parse_size,
@@ -173,11 +175,48 @@ def test_opening_reads_no_tensor(tmp_path: Path) -> None:
         assert opened.tensors["wide"].read().tobytes() == tensors["wide"].tobytes()
 
 
+def packed() -> tuple[dict[str, np.ndarray], Layout]:
+    """A packed tensor whose three parts are transposed apart, beside a second name of it, and one that must be zero."""
+    rng = np.random.default_rng(0)
+    whole = rng.standard_normal((96, 40)).astype(np.float32)
+    tensors = {"in": whole, "again": whole, "zeros": np.zeros(3, np.float32)}
+    moves = tuple(
+        Move("in", f"{word}.w", "transpose", (96, 40), (40, 32), "float32", Part(word, index, 3))
+        for index, word in enumerate("qkv")
+    )
+    dropped = (Extra("zeros", (3,), "float32", "never trained", restored=True, zero=True),)
+    return tensors, Layout("torch", "paddle", moves, dropped, source_ties=(("in", "again"),))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_parts_second_names_and_zeros(tmp_path: Path, suffix: str) -> None:
+    tensors, layout = packed()
+    write(tmp_path / f"a{suffix}", tensors)
+    done = stream(open_checkpoint(tmp_path / f"a{suffix}"), tmp_path / f"b{suffix}", layout)
+    expected, proof = convert_proved(tensors, layout)
+    assert done.proof == proof
+    assert bits(read(tmp_path / f"b{suffix}")) == bits(expected)
+    stream(open_checkpoint(tmp_path / f"b{suffix}"), tmp_path / f"c{suffix}", reverse(layout))
+    assert bits(read(tmp_path / f"c{suffix}")) == bits(tensors)
+    for pair in ("ab", "ba"):
+        found = compare_checkpoints(*(tmp_path / f"{name}{suffix}" for name in pair), layout)
+        assert found.verdict == "equal"
+        assert len(found.tensors) == 3
+    write(tmp_path / f"a{suffix}", tensors | {"zeros": np.ones(3, np.float32)})
+    with pytest.raises(CheckpointError, match="zeros: has values other than zero"):
+        stream(open_checkpoint(tmp_path / f"a{suffix}"), tmp_path / f"d{suffix}", layout)
+    lacking = replace(reverse(layout), moves=reverse(layout).moves[:2])
+    write(tmp_path / f"b{suffix}", {name: array for name, array in expected.items() if name != "v.w"})
+    with pytest.raises(CheckpointError, match="in: not all of its parts are filled"):
+        stream(open_checkpoint(tmp_path / f"b{suffix}"), tmp_path / f"d{suffix}", lacking)
+
+
 # ---- interruption --------------------------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys
 import checkpoints._tiles as tiles
+from alignment.checkpoint_diff import compare_checkpoints
 from checkpoints import Layout, open_checkpoint, stream
 tiles.SLAB, left = 1 << 12, int(sys.argv[4])
 plain = os.pwrite
