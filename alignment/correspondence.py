@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from alignment.frameworks import ModuleInfo
-from alignment.trace import GRADIENT_OF, Kind, Trace
-from checkpoints import Layout
+from alignment.trace import GRADIENT_OF, Kind, Record, Trace
+from checkpoints import Layout, Move, Slot, part_of
 
 # Kinds of records that are named after a module; the others are named after a tensor of the state dict.
 OF_MODULES: frozenset[Kind] = frozenset((*GRADIENT_OF, *GRADIENT_OF.values()))
@@ -30,9 +30,10 @@ def correspond(
     """
     ours, theirs, homes = list(reference), list(candidate), homes or {}
     known = {module.path for module in theirs}
+    listed = {module.path for module in ours}
     found = {"": "", **(told or {})}
     for move in layout.moves if layout else ():
-        one, two = move.source.rpartition(".")[0], move.target.rpartition(".")[0]
+        one, two = holder(move.source, listed), holder(move.target, known)
         while one and two and one not in found:
             found[one] = two
             one, two = one.rpartition(".")[0], two.rpartition(".")[0]
@@ -60,6 +61,44 @@ def _parent(path: str) -> str | None:
 
 def _kind(module: ModuleInfo) -> str:
     return module.kind.lower().removeprefix("compat.")
+
+
+def holder(name: str, paths: Collection[str]) -> str:
+    """The module of `paths` that holds a tensor: what is inside a layer that is compared as a whole is that layer's."""
+    path = name.rpartition(".")[0]
+    while path and path not in paths:
+        path = path.rpartition(".")[0]
+    return path
+
+
+def first_names(slots: Iterable[Slot], moved: Collection[str]) -> dict[str, str | None]:
+    """Name -> the first name of its tensor among `moved`; None where that is itself. Names that a framework adds are in none."""
+    first: dict[str, str] = {}
+    found: dict[str, str | None] = {}
+    for slot in slots:
+        if slot.name in moved:
+            leader = first.setdefault(slot.tied_to or slot.name, slot.name)
+            found[slot.name] = None if leader == slot.name else leader
+    return found
+
+
+def parted(record: Record, packed: Mapping[str, Iterable[Move]]) -> Iterator[Record]:
+    """A record of the reference or, where it is of one of the `packed` tensors, a record of each of its parts."""
+    moves = packed.get(record.name) if record.kind in ("gradient", "update") else None
+    if moves is None:
+        yield record
+    for move in moves or ():
+        value = None if record.value is None else part_of(record.value, move)
+        yield replace(record, name=move.label, value=value)
+
+
+def packed_tensors(layout: Layout | None) -> dict[str, list[Move]]:
+    """The reference's tensors whose parts have counterparts of their own, and what is done with each part."""
+    found: dict[str, list[Move]] = {}
+    for move in layout.moves if layout else ():
+        if move.part_from is not None:
+            found.setdefault(move.source, []).append(move)
+    return found
 
 
 def path_of(label: str) -> str:

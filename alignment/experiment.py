@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import checkpoints
-from alignment.correspondence import OF_MODULES, path_of, renamed
+from alignment.correspondence import OF_MODULES, packed_tensors, parted, path_of, renamed
 from alignment.errors import AlignmentError
 from alignment.faults import Fault, get_fault
 from alignment.frameworks import Framework, Loss, get_framework, own_loss, reserve_threads
@@ -162,6 +162,7 @@ class Experiment:
 
     def candidate_state(self, reference_state: State) -> State:
         """The weights the candidate is given: converted, with the planted faults."""
+        assert self.layout is not None
         state = self.converted(reference_state)
         slots = self.candidate.slots(self.candidate_model)
         for fault in self.faults:
@@ -169,7 +170,7 @@ class Experiment:
                 changed = fault.weights(state, slots)
                 if changed is None:
                     raise _nothing_to_hit(fault, self.twin)
-                state = changed
+                state = checkpoints.fill_aliases(changed, self.layout)
         return state
 
     def converted(self, reference_state: State, layout: Layout | None = None) -> State:
@@ -200,6 +201,12 @@ class Experiment:
     def own_words(self) -> dict[str, str]:
         """`called` the other way: what a module of the candidate is called -> its path there."""
         return {name: path for path, name in self.called.items()}
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The reference's tensors; of one whose parts have counterparts of their own, the parts (`Move.label`)."""
+        slots = self.reference.slots(self.reference_model)
+        return slots if self.layout is None else checkpoints.split_slots(slots, self.layout)
 
     def use_threads(self) -> None:
         """Let both frameworks use as many CPU threads as this experiment's runs gain by."""
@@ -290,6 +297,8 @@ class Experiment:
     ) -> Trace:
         """One run of a model of one side, its modules called by the reference's names (those of `forced`, too).
 
+        Gradients and updates of the reference are of the parts of a tensor where these have counterparts of their own.
+
         step: with what a step of training changes, if the run goes backward. For the others see `Framework.run`.
 
         Raises:
@@ -308,6 +317,14 @@ class Experiment:
             forced = None if forced is None else _only(forced, outside)
             given = sink
             sink = None if given is None else lambda record: given(record) if outside(record) else None
+        packed = packed_tensors(self.layout) if side == "reference" else {}
+        told = sink
+
+        def divided(record: Record) -> None:
+            assert told is not None
+            for part in parted(record, packed):
+                told(part)
+
         try:
             trace = framework.run(
                 model,
@@ -318,7 +335,7 @@ class Experiment:
                 brief=brief,
                 detail=detail,
                 forced=forced,
-                sink=sink,
+                sink=sink and divided,
             )
         except (Exception, SystemExit) as error:  # a user's model may raise anything: say where, and never pass
             raise AlignmentError(
@@ -326,7 +343,9 @@ class Experiment:
             ) from error
         if self.scope.inside[SIDES.index(side)]:
             trace = _only(trace, outside)
-        return trace if side == "reference" else renamed(trace, self.called)
+        if side == "reference":
+            return replace(trace, records=tuple(part for record in trace.records for part in parted(record, packed)))
+        return renamed(trace, self.called)
 
 
 def _only(trace: Trace, holds: Callable[[Record], bool]) -> Trace:

@@ -21,7 +21,7 @@ from alignment.experiment import Case, Experiment, matrix_elements, plan_layout
 from alignment.inputs import declared_spec, make_batches
 from alignment.scope import with_reason
 from alignment.trace import Record
-from checkpoints import undo
+from checkpoints import Move, undo
 from fake_data import Batch
 
 # Multiplications of a forward pass from which the probe is made smaller than the batch; seconds on one core.
@@ -151,14 +151,19 @@ def judge_full_size(experiment: Experiment, shares: Shares, backward: bool) -> l
             known[record.kind, record.name] = sketch(record.value)
 
     experiment.run("reference", model, batch, backward, brief=True, sink=learn)
-    moves = {move.target: move for move in experiment.layout.moves}
+    moves: dict[str, list[Move]] = {}
+    for move in experiment.layout.moves:
+        moves.setdefault(move.target, []).append(move)
     called = experiment.called
     tokens = next(iter(batch.inputs.values())).size
     found: list[tuple[str, str, str, Comparison]] = []
 
     def compare(record: Record) -> None:
-        move = moves.get(record.name) if record.kind == "gradient" else None
-        label = move.source if move else rename(record.name, called) if record.kind == "activation" else record.name
+        for move in moves.get(record.name, [None]) if record.kind == "gradient" else [None]:
+            compare_moved(record, move)
+
+    def compare_moved(record: Record, move: Move | None) -> None:
+        label = move.label if move else rename(record.name, called) if record.kind == "activation" else record.name
         theirs = record.value
         if theirs is not None and theirs.dtype.kind != "f":
             return  # integers are compared on the probe; where the reference has numbers, what is left below says so

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import checkpoints
 from alignment.causes import WeightSuspect
 from alignment.compare import EPS64, Comparison, Pair, Tolerance, bitwise, measure
-from alignment.correspondence import OF_MODULES, correspond, path_of, rename, renamed
+from alignment.correspondence import OF_MODULES, correspond, first_names, path_of, rename, renamed
 from alignment.errors import AlignmentError
 from alignment.experiment import SIDES, Experiment, Options
 from alignment.frameworks import Framework, ModuleInfo
@@ -161,14 +161,13 @@ class SavedPair(Scene):
     @cached_property
     def ties(self) -> dict[str, str]:
         """Reference's name of a weight that is tied on one side only, or to another -> what is wrong, in words."""
-        theirs = {slot.name: slot.tied_to for slot in self.sides["candidate"].slots}
+        theirs = first_names(self.sides["candidate"].slots, {move.target for move in self.moves.values()})
         found = {}
-        for slot in self.sides["reference"].slots:
-            if slot.name in self.moves:
-                held, other = self.moves.get(slot.tied_to or ""), theirs[self.moves[slot.name].target]
-                if (held.target if held else None) != other:
-                    one, two = slot.tied_to or "nothing", other or "nothing"
-                    found[slot.name] = f"tied to {one} on the reference side, to {two} on the candidate's"
+        for name, tied in first_names(self.experiment.slots, self.moves).items():
+            other = theirs[self.moves[name].target]
+            if (self.moves[tied].target if tied else None) != other:
+                one, two = tied or "nothing", other or "nothing"
+                found[name] = f"tied to {one} on the reference side, to {two} on the candidate's"
         return found
 
     # ------------------------------------------------------------------------------------------------------ localising
@@ -255,7 +254,7 @@ class SavedPair(Scene):
 
     def _gradient_from(self, name: str) -> Iterator[Key]:
         """What a parameter's gradient was computed from: every call of each module that holds it, under all of its names."""
-        slots = {slot.name: slot.tied_to or slot.name for slot in self.sides["reference"].slots}
+        slots = {slot.name: slot.tied_to or slot.name for slot in self.experiment.slots}
         holders = {
             self._calls.holder(other.rpartition(".")[0]) for other, one in slots.items() if one == slots.get(name)
         }
@@ -488,7 +487,7 @@ def _listed(pair: SavedPair, key: Key) -> bool:
 
 
 def _weight_rows(pair: SavedPair) -> Iterator[TensorResult]:
-    roles = {slot.name: slot.role for slot in pair.sides["reference"].slots}
+    roles = {slot.name: slot.role for slot in pair.experiment.slots}
     for name, comparison in pair.weight_comparisons.items():
         wrong = comparison.verdict == "diverged"
         if comparison.verdict == "aligned" and name in pair.ties:
@@ -538,7 +537,7 @@ def _result(pair: SavedPair, record: str, ours: str | None, theirs: str | None, 
 def weight_suspects(pair: SavedPair) -> Iterator[WeightSuspect]:
     """A suspect for each weight that is not the reference's. What the candidate's own initialiser gives it is not known."""
     others = {name: _wide(value) for name, value in pair.state.items()}
-    for slot in pair.sides["reference"].slots:
+    for slot in pair.experiment.slots:
         if slot.name in pair.wrong_weights:
             move = pair.moves[slot.name]
             theirs = _wide(undo(pair.candidate_state[move.target], move))

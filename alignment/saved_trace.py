@@ -177,7 +177,7 @@ def save_traces(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
         modules = framework.modules(model)
         ours = side == "reference"
         slots = framework.slots(experiment.reference_model if ours else experiment.candidate_model)
-        state = scene.state if ours else scene.candidate_state
+        state = experiment.weights[scene.weights] if ours else scene.candidate_state
         if not ours:  # what keeps its own values corresponds to nothing
             slots = tuple(slot for slot in slots if slot.name not in experiment.scope.kept)
             state = {slot.name: state[slot.name] for slot in slots}
@@ -341,8 +341,17 @@ def _slots(header: Mapping[str, Any]) -> tuple[Slot, ...]:
             _text(entry, "dtype"),
             role,  # type: ignore[arg-type]
             tied,
+            _within(entry),
         )
     return tuple(found.values())
+
+
+def _within(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Absent from a trace written before layers inside layers were told."""
+    found = _get(entry, "within", list) if "within" in entry else []
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in found):
+        raise _HeaderError("the layers around a weight are no list of pairs")
+    return tuple((_printable(kind), _printable(inside)) for kind, inside in found)
 
 
 def _counterpart(entry: Any) -> Renamed | None:

@@ -7,6 +7,7 @@ cases (`judge_cases`), which compares every record as it comes and keeps no arra
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.compare import EPS32, Comparison, Pair, Tolerance, bitwise, measure, overall, settle
-from alignment.correspondence import path_of, rename
+from alignment.correspondence import first_names, holder, path_of, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import LEARNING_RATE, Case, Experiment
 from alignment.frameworks import ModuleInfo, own_loss
@@ -25,7 +26,7 @@ from alignment.metrics import classification_metrics
 from alignment.report import StageResult, TensorResult
 from alignment.scope import Scope, listed, with_reason
 from alignment.trace import Kind, Record, Trace, widest
-from checkpoints import CheckpointError, Move, Slot, undo
+from checkpoints import CheckpointError, Move, Slot, split, split_slots, undo
 
 Progress = Callable[[], None]
 
@@ -216,27 +217,31 @@ def _slots(experiment: Experiment, reference: tuple[Slot, ...], candidate: tuple
     if experiment.layout is None:
         yield from _unmatched(reference, theirs, experiment.mismatch)
         return
-    moves = {move.source: move for move in experiment.layout.moves}
+    moves = {move.label: move for move in experiment.layout.moves}
     dropped = {extra.name: extra for extra in experiment.layout.dropped}
-    partner = {move.source: move.target for move in experiment.layout.moves}
-    for slot in reference:
+    parts = split_slots(reference, experiment.layout)
+    our_ties = first_names(parts, moves)
+    their_ties = first_names(candidate, {move.target for move in moves.values()})
+    for slot in parts:
         if slot.name in dropped:
             reason = f"no counterpart: {dropped[slot.name].reason}"
             yield TensorResult(slot.role, slot.name, None, slot.shape, "aligned", reason)
             continue
-        move = moves[slot.name]
-        other = theirs[move.target]
+        if slot.name not in moves:
+            reason = f"one more name of {slot.tied_to or 'its tensor'}, and of no other tensor"
+            yield TensorResult(slot.role, slot.name, None, slot.shape, "aligned", reason)
+            continue
+        move, tied = moves[slot.name], our_ties[slot.name]
+        other, tied_there = theirs[move.target], their_ties[move.target]
         problems = []
         if slot.role != other.role:
             problems.append(f"a {slot.role} on the reference side, a {other.role} on the candidate's")
-        tied = partner.get(slot.tied_to) if slot.tied_to else None
-        if tied != other.tied_to:
+        if (moves[tied].target if tied else None) != tied_there:
             problems.append(
-                f"tied to {slot.tied_to or 'nothing'} on the reference side, to {other.tied_to or 'nothing'} "
-                "on the candidate's"
+                f"tied to {tied or 'nothing'} on the reference side, to {tied_there or 'nothing'} on the candidate's"
             )
         reason = "; ".join(problems) or f"{slot.kind}.{slot.local} {slot.dtype}, {move.operation}" + (
-            f", tied to {slot.tied_to}" if slot.tied_to else ""
+            f", tied to {tied}" if tied else ""
         )
         yield TensorResult(
             slot.role,
@@ -261,9 +266,11 @@ def _unmatched(
 ) -> Iterable[TensorResult]:
     """The tensors that keep the candidate from taking the reference's weights, each with what the converter said of it."""
     said = {line.partition(":")[0].partition(" → ")[0]: line.partition(":")[2].strip() for line in mismatch[1:]}
+    of = {re.sub(r"\[\w+\]$", "", name): name for name in said}  # a part is a problem of its whole
     for slot in reference:
         other = theirs.pop(slot.name, None)
-        problem = said.pop(slot.name, None) if other else "missing on the candidate side"
+        problem = said.pop(of.get(slot.name, slot.name), None)
+        problem = problem if other or not problem else "missing on the candidate side"
         yield TensorResult(
             slot.role,
             slot.name,
@@ -274,8 +281,9 @@ def _unmatched(
             strain=math.inf if problem else 0.0,
         )
     for name, slot in theirs.items():
-        reason = "missing on the reference side"
-        yield TensorResult(slot.role, None, name, slot.shape, "diverged", reason, strain=math.inf)
+        if said.pop(of.get(name, name), None):
+            reason = "missing on the reference side"
+            yield TensorResult(slot.role, None, name, slot.shape, "diverged", reason, strain=math.inf)
     listed = {slot.name for slot in reference} | set(theirs)
     for name, reason in said.items():
         if name not in listed:
@@ -302,15 +310,16 @@ def _after_conversion(experiment: Experiment) -> list[TensorResult]:
     layout = experiment.layout
     assert layout is not None
     found: list[TensorResult] = []
-    slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
+    slots = {slot.name: slot for slot in experiment.slots}
     for name, state in experiment.weights.items():
         reference, candidate = experiment.build("reference"), experiment.build("candidate")
         experiment.reference.load_state(reference, state)
         experiment.candidate.load_state(candidate, experiment.candidate_state(state))
         ours, theirs = experiment.reference.read_state(reference), experiment.candidate.read_state(candidate)
+        ours = split(ours, layout)
         for move in layout.moves:
-            comparison = bitwise(ours[move.source], undo(theirs[move.target], move))
-            found.append(result_of(slots[move.source].role, move.source, move.target, comparison, name))
+            comparison = bitwise(ours[move.label], undo(theirs[move.target], move))
+            found.append(result_of(slots[move.label].role, move.label, move.target, comparison, name))
     return merge(found)
 
 
@@ -324,23 +333,24 @@ def drawn_initializers(experiment: Experiment, seeds: int) -> dict[str, tuple[ND
     """Reference's name -> what the two initialisers give the tensor under each seed, in the reference's layout."""
     layout = experiment.layout
     assert layout is not None
-    roles = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
-    moves = [move for move in layout.moves if roles[move.source].tied_to is None]
+    ties = first_names(experiment.slots, {move.label for move in layout.moves})
+    moves = [move for move in layout.moves if ties[move.label] is None]
     drawn: dict[str, dict[str, list[NDArray]]] = {"reference": {}, "candidate": {}}
     for side in drawn:
         framework, _ = experiment.side(side)
         for seed in range(seeds):
             state = framework.read_state(experiment.build(side, seed=1 + seed))
+            state = split(state, layout) if side == "reference" else state
             for move in moves:
-                value = state[move.source] if side == "reference" else undo(state[move.target], move)
-                drawn[side].setdefault(move.source, []).append(value)
+                value = state[move.label] if side == "reference" else undo(state[move.target], move)
+                drawn[side].setdefault(move.label, []).append(value)
     ours, theirs = drawn["reference"], drawn["candidate"]
-    return {move.source: (np.stack(ours.pop(move.source)), np.stack(theirs.pop(move.source))) for move in moves}
+    return {move.label: (np.stack(ours.pop(move.label)), np.stack(theirs.pop(move.label))) for move in moves}
 
 
 def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
     assert experiment.layout is not None
-    targets = {move.source: move.target for move in experiment.layout.moves}
+    targets = {move.label: move.target for move in experiment.layout.moves}
     drawn = drawn_initializers(experiment, seeds)
     found = []
     for name, (ours, theirs) in drawn.items():
@@ -431,12 +441,9 @@ class _Summands:
     def _size(self, weights: str, batch: str, name: str, shape: tuple[int, ...]) -> float:
         """Σ|term| of an element of the gradient, about: number of terms × size of the output's gradient × of the input."""
         trace = self._trace(weights, batch)
-        owner = _owner(name)
-        flows = [
-            trace.get("activation gradient", call)
-            for call in trace.names("activation gradient")
-            if path_of(call) == owner
-        ]
+        calls = trace.names("activation gradient")
+        owner = holder(name, {path_of(call) for call in calls})
+        flows = [trace.get("activation gradient", call) for call in calls if path_of(call) == owner]
         inputs = [trace.get("input", call) for call in trace.names("input") if path_of(call) == owner]
         seen = [max(1.0, _rms(x)) for x in inputs if x is not None and x.dtype.kind == "f" and x.size] or [1.0]
         terms = sum(flow.size * _rms(flow) for flow in flows if flow is not None and flow.size)
@@ -599,8 +606,9 @@ def _margins(logits: NDArray) -> NDArray[np.float64]:
 def _judge_gradients(experiment: Experiment, case: Case) -> Iterable[_Measured]:
     layout = experiment.layout
     assert layout is not None
-    own = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
-    moves = [move for move in layout.moves if own[move.source].role == "parameter" and own[move.source].tied_to is None]
+    own = {slot.name: slot for slot in experiment.slots}
+    ties = first_names(own.values(), {move.label for move in layout.moves})
+    moves = [move for move in layout.moves if own[move.label].role == "parameter" and ties[move.label] is None]
     scale = widest([case.reference64.get("gradient", name) for name in case.reference64.names("gradient")])
     # Equal terms round alike, so that their roundings add up where those of different ones cancel.
     first = next(iter(case.batch.inputs.values()))
@@ -609,14 +617,14 @@ def _judge_gradients(experiment: Experiment, case: Case) -> Iterable[_Measured]:
         if name in OUTPUTS or name.startswith("output["):
             yield _measured(case, "gradient", name, name, _pair(case, "gradient", name, scale))
     order = _backward_order(case.reference64)
-    weights = experiment.weights[case.weights]
-    stepped = not {move.source for move in moves}.isdisjoint(case.reference64.names("update"))
-    for move in sorted(moves, key=lambda move: order.get(_owner(move.source), -1)):
+    weights = split(experiment.weights[case.weights], layout)
+    stepped = not {move.label for move in moves}.isdisjoint(case.reference64.names("update"))
+    for move in sorted(moves, key=lambda move: order.get(holder(move.source, order), -1)):
         yield _judge_gradient(move, case, scale, rows)
         if stepped:
-            yield _judge_update(move, case, max(LEARNING_RATE, widest([weights[move.source]])))
+            yield _judge_update(move, case, max(LEARNING_RATE, widest([weights[move.label]])))
     for move in layout.moves:
-        if own[move.source].role == "buffer" and case.reference64.get("update", move.source) is not None:
+        if own[move.label].role == "buffer" and case.reference64.get("update", move.label) is not None:
             yield _judge_statistic(experiment, move, case)
 
 
@@ -624,23 +632,23 @@ def _judge_gradient(move: Move, case: Case, scale: float, rows: int) -> _Measure
     ours, theirs = _both("gradient", move, case)
     unused = _unused(ours, theirs)
     if unused is not None:
-        return _Measured("gradient", move.source, move.target, unused, case.weights, case.batch.name)
+        return _Measured("gradient", move.label, move.target, unused, case.weights, case.batch.name)
     pair = Pair(
         ours[0],
         theirs[0],
         ours[1],
         theirs[1],
-        _noise(case, "gradient", move.source),
+        _noise(case, "gradient", move.label),
         scale=scale,
         scale32=EPS32 * scale,
         summands=rows,
     )
-    return _measured(case, "gradient", move.source, move.target, pair)
+    return _measured(case, "gradient", move.label, move.target, pair)
 
 
 def _both(kind: Kind, move: Move, case: Case) -> tuple[list[NDArray | None], list[NDArray | None]]:
     """Float32 and float64 values of the reference, and of the candidate in the reference's layout."""
-    ours = [trace.get(kind, move.source) for trace in (case.reference32, case.reference64)]
+    ours = [trace.get(kind, move.label) for trace in (case.reference32, case.reference64)]
     theirs = [trace.get(kind, move.target) for trace in (case.candidate32, case.candidate64)]
     return ours, [value if value is None or value.shape != move.shape_to else undo(value, move) for value in theirs]
 
@@ -669,7 +677,7 @@ def _judge_update(move: Move, case: Case, scale: float) -> _Measured:
         scale=scale,
         scale32=scale,
     )
-    return _measured(case, "update", move.source, move.target, pair)
+    return _measured(case, "update", move.label, move.target, pair)
 
 
 def _judge_statistic(experiment: Experiment, move: Move, case: Case) -> _Measured:
@@ -735,10 +743,6 @@ def _backward_order(trace: Trace) -> dict[str, int]:
     names = [name.split("#")[0].split("[")[0] for name in trace.names("activation")]
     last = {name: position for position, name in enumerate(names)}
     return {name: len(names) - position for name, position in last.items()}
-
-
-def _owner(parameter: str) -> str:
-    return parameter.rpartition(".")[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------- tools

@@ -6,10 +6,24 @@
 
 from checkpoints._dtypes import RAW16
 from checkpoints._files import write_aside
-from checkpoints.convert import Proof, as_stored, convert, convert_proved, plan, retype, reverse, undo
+from checkpoints.convert import (
+    Proof,
+    as_stored,
+    convert,
+    convert_proved,
+    fill_aliases,
+    join,
+    part_of,
+    plan,
+    retype,
+    reverse,
+    split,
+    split_slots,
+    undo,
+)
 from checkpoints.errors import CheckpointError
 from checkpoints.formats import FRAMEWORK_OF, Checkpoint, check_destination, read, read_checkpoint, write
-from checkpoints.layout_file import Extra, Layout, Move
+from checkpoints.layout_file import Extra, Layout, Move, Part
 from checkpoints.names import NameMap, Rename
 from checkpoints.structure import Slot
 
@@ -22,6 +36,7 @@ __all__ = [
     "Layout",
     "Move",
     "NameMap",
+    "Part",
     "Proof",
     "Rename",
     "Slot",
@@ -29,11 +44,16 @@ __all__ = [
     "check_destination",
     "convert",
     "convert_proved",
+    "fill_aliases",
+    "join",
+    "part_of",
     "plan",
     "read",
     "read_checkpoint",
     "retype",
     "reverse",
+    "split",
+    "split_slots",
     "undo",
     "write",
     "write_aside",

@@ -249,6 +249,8 @@ def _summarise(
     table = Table.grid(padding=(0, 2))
     table.add_row("tensors moved", f"{proof.moved} ({proof.bytes:,} bytes)")
     table.add_row("  transposed", str(proof.transposed))
+    if proof.parts:
+        table.add_row("  parts of packed tensors", str(proof.parts))
     if proof.reshaped:
         table.add_row("  reshaped", str(proof.reshaped))
     if proof.tied:
