@@ -19,23 +19,22 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-import checkpoints
-from alignment.capture_file import Capture, Key, Run, SavedTrace, read_capture
+from alignment.capture_file import Capture, Key, Run, SavedTrace, Why, read_capture
 from alignment.check import Progress, report_of
 from alignment.compare import EPS32, Comparison, bitwise
-from alignment.correspondence import OF_MODULES, correspond, rename
+from alignment.correspondence import OF_MODULES, packed_tensors, parted, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import Case, Experiment, Model, Options
 from alignment.figures import Figures, compare_figures, figures_of, float32_error, value_of
 from alignment.frameworks import Framework
 from alignment.localise import Scene, first_is_root, localise
-from alignment.recorded import Recorded
+from alignment.recorded import Recorded, settle_recorded
 from alignment.report import Report, StageResult, TensorResult
-from alignment.saved_pair import Counterparts, SavedPair, no_inputs
-from alignment.stages import STAGES, judge_cases, merge, no_weights, result_of, stage_of, structure
+from alignment.saved_pair import SavedPair, no_inputs
+from alignment.stages import STAGES, judge_cases, merge, no_weights, result_of, stage_of, structure, within
 from alignment.trace import Kind, Record, Trace, widest
 from alignment.twins import Side, Twin
-from checkpoints import CheckpointError, undo
+from checkpoints import split, undo
 from fake_data import Batch
 
 # A training run is judged by how far rounding moves the reference's own: at most so many times as far.
@@ -128,7 +127,8 @@ class RecordedExperiment(Experiment):
                 runs = self.runs(weights, batch)
                 open_ = {key for key, state in runs.states.items() if state != "value"}
                 one, two, three, four, *noise = [self._trace(run, open_) for run in runs.all]
-                yield Case(weights, batch, one, three, two, four, tuple(noise), runs.reference64.largest_gradient)
+                largest = runs.reference64.largest_gradient
+                yield Case(weights, batch, one, three, two, four, tuple(noise), self.scope, largest)
                 progress()
 
     def model(self, side: str, dtype: str) -> Model:
@@ -154,33 +154,60 @@ class RecordedExperiment(Experiment):
                     raise AlignmentError(
                         f"the {side}'s capture has no {dtype} run of {weights} weights on batch {batch.name}"
                     )
-                found.append(self._called(run) if side == "candidate" else run)
+                found.append(self._called(run) if side == "candidate" else self.parted(run))
         one, two, three, four = found
-        return _Runs(one, two, three, four, tuple(self.ours.noise(weights, batch.name)), self)
+        noise = tuple(self.parted(run) for run in self.ours.noise(weights, batch.name))
+        return _Runs(one, two, three, four, noise, self)
+
+    def parted(self, run: Run) -> Run:
+        """A run of the reference with the parts of a tensor in its place, where these have counterparts of their own.
+
+        The figures of the whole say nothing of its parts, which are then left out as by the level.
+        """
+        packed = packed_tensors(self.layout)
+        if not packed:
+            return run
+
+        def parts(record: Record) -> list[Record]:
+            # The records of training are named after their step, too.
+            step, slash, own = record.name.partition("/") if run.purpose == "train" else ("", "", record.name)
+            return [replace(part, name=step + slash + part.name) for part in parted(replace(record, name=own), packed)]
+
+        names = {key: [(key[0], part.name) for part in parts(Record(*key, None))] for key in run.order}
+        lost: dict[Key, Why] = {name: "level" for key in run.figures for name in names[key] if names[key] != [key]}
+        return replace(
+            run,
+            trace=replace(run.trace, records=tuple(part for record in run.trace.records for part in parts(record))),
+            figures={key: figures for key, figures in run.figures.items() if names[key] == [key]},
+            left_out=lost | {name: why for key, why in run.left_out.items() for name in names[key]},
+            order=tuple(name for key in run.order for name in names[key]),
+        )
 
     @cached_property
-    def sources(self) -> dict[str, str]:
-        """The candidate's name of a parameter -> the reference's."""
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """The candidate's name of a parameter -> what of the reference's is moved there, by `Move.label`."""
         assert self.layout is not None
-        return {move.target: move.source for move in self.layout.moves}
+        found: dict[str, tuple[str, ...]] = {}
+        for move in self.layout.moves:
+            found[move.target] = (*found.get(move.target, ()), move.label)
+        return found
 
     def candidate_name(self, key: Key) -> str:
         """The candidate's name of a record, by the reference's."""
         kind, name = key
         if kind in OF_MODULES:
-            return rename(name, self.paths)
+            return rename(name, self.own_words)
         return self._targets.get(name, name) if kind in ("gradient", "update") else name
 
     @cached_property
     def _targets(self) -> dict[str, str]:
-        return {source: target for target, source in self.sources.items()}
+        return {label: target for target, labels in self.labels.items() for label in labels}
 
     def _called(self, run: Run) -> Run:
         """The candidate's run, its modules called by the reference's names."""
-        called = {two: one for one, two in self.paths.items()}
 
         def to(key: Key) -> Key:
-            return (key[0], rename(key[1], called)) if key[0] in OF_MODULES else key
+            return (key[0], rename(key[1], self.called)) if key[0] in OF_MODULES else key
 
         records = tuple(Record(*to((record.kind, record.name)), record.value) for record in run.trace.records)
         return replace(
@@ -195,18 +222,18 @@ class RecordedExperiment(Experiment):
         """What a record is called in a run of a side whose modules have the reference's names."""
         return (key[0], self.candidate_name(key)) if candidate and key[0] in ("gradient", "update") else key
 
-    def common(self, key: Key, candidate: bool) -> Key:
-        """The other way round."""
+    def common(self, key: Key, candidate: bool) -> tuple[Key, ...]:
+        """The other way round: one record of the candidate may hold several of the reference's parts."""
         if candidate and key[0] in ("gradient", "update"):
-            return key[0], self.sources.get(key[1], key[1])
-        return key
+            return tuple((key[0], label) for label in self.labels.get(key[1], (key[1],)))
+        return (key,)
 
     def _trace(self, run: tuple[Run, bool], open_: set[Key]) -> Trace:
         """A run's records, less those that are open; figures of one element are the value."""
         found, candidate = run
         kept = []
         for key in found.order:
-            if self.common(key, candidate) in open_:
+            if not open_.isdisjoint(self.common(key, candidate)):
                 continue
             figures = found.figures.get(key)
             value = value_of(figures) if figures is not None else found.trace.get(*key)
@@ -245,12 +272,17 @@ class _Runs:
         found: dict[Key, str] = {}
         for run, candidate in self.all:
             for key in run.order:
-                common = self.experiment.common(key, candidate)
                 state: str = run.left_out.get(key) or "value"
                 if key in run.figures and value_of(run.figures[key]) is None:
                     state = "figures"
-                known = found.get(common, "value")
-                found[common] = max(known, state, key=_WORSE.index)
+                for common in self.experiment.common(key, candidate):
+                    found[common] = max(found.get(common, "value"), state, key=_WORSE.index)
+        kinds: tuple[Kind, ...] = ("gradient", "update")
+        for kind, labels in ((kind, labels) for labels in self.experiment.labels.values() for kind in kinds):
+            # What one record of the candidate holds is there for all its parts, or for none.
+            keys = [key for label in labels if (key := (kind, label)) in found]
+            if len(labels) > 1 and keys:
+                found |= dict.fromkeys(keys, max((found[key] for key in keys), key=_WORSE.index))
         for kind, name in list(found):
             # A step is judged given the gradient that it is made of.
             if kind == "update" and found.get(("gradient", name), "value") != "value":
@@ -275,7 +307,7 @@ class _Runs:
             return None
         layout = self.experiment.layout
         assert layout is not None
-        move = next((m for m in layout.moves if key[0] in ("gradient", "update") and m.target == own[1]), None)
+        move = next((m for m in layout.moves if key[0] in ("gradient", "update") and m.label == key[1]), None)
         if candidate and move is not None and value.shape == move.shape_to:
             value = undo(value, move)
         error = None
@@ -299,13 +331,12 @@ def _experiment(ours: Capture, theirs: Capture, steps: tuple[int, ...]) -> Recor
         loss=one.loss,
         padding=lambda _settings: one.padding,
     )
-    layout, mismatch = None, two.mismatch
-    if not mismatch:
-        try:
-            names = Counterparts(known=one.counterparts)
-            layout = checkpoints.plan(one.slots, two.slots, one.framework, two.framework, names)
-        except CheckpointError as error:
-            raise AlignmentError(f"they are not of models whose weights correspond: {error}") from error
+    layout, mismatch, scope, paths = settle_recorded(one, two)
+    if two.mismatch:
+        layout, mismatch = None, two.mismatch
+    elif layout is None:
+        raise AlignmentError("they are not of models whose weights correspond: " + "\n  ".join(mismatch))
+    else:
         if list(ours.weights) != list(theirs.weights) or [b.name for b in ours.batches] != [
             b.name for b in theirs.batches
         ]:
@@ -320,13 +351,14 @@ def _experiment(ours: Capture, theirs: Capture, steps: tuple[int, ...]) -> Recor
         None,
         layout,
         mismatch,
-        correspond(one.modules, two.modules, layout),
+        paths,
         dict(ours.weights),
         ours.batches,
         one.data,
         (),
         (),
         one.threads,
+        scope=scope,
         ours=ours,
         theirs=theirs,
     )
@@ -358,7 +390,7 @@ def _stages(
                 notes.append(f"step {stage.step} {stage.name}: not captured, and so not compared")
     if not stages:
         raise AlignmentError("nothing that was captured belongs to the stages asked for")
-    marked, _ = localise(experiment, tuple(stages), _scenes)
+    marked, _ = localise(experiment, tuple(within(experiment.scope, stage) for stage in stages), _scenes)
     # A scene is judged in float64 alone, by a rule of its own: what the stages found to agree is no root. Training comes last.
     marked = tuple(
         replace(stage, tensors=tuple(replace(t, root=t.root and _may_be_root(t)) for t in stage.tensors))
@@ -376,13 +408,13 @@ def _weights(experiment: RecordedExperiment) -> StageResult:
     """What both sides held once they were given the weights: copies, so their bits must be equal."""
     layout = experiment.layout
     assert layout is not None
-    roles = {slot.name: slot.role for slot in experiment.ours.about.slots}
+    roles = {slot.name: slot.role for slot in experiment.slots}
     rows = []
     for name, state in experiment.weights.items():
-        theirs = experiment.theirs.weights[name]
+        ours, theirs = split(state, layout), experiment.theirs.weights[name]
         for move in layout.moves:
-            comparison = bitwise(state[move.source], undo(theirs[move.target], move))
-            rows.append(result_of(roles[move.source], move.source, move.target, comparison, name))
+            comparison = bitwise(ours[move.label], undo(theirs[move.target], move))
+            rows.append(result_of(roles[move.label], move.label, move.target, comparison, name))
     return StageResult(
         2, "initialization", tuple(merge(rows)), ("the weights both ran with; initialisers are in no capture",)
     )
@@ -502,18 +534,21 @@ def _training(experiment: RecordedExperiment) -> list[TensorResult]:
     """A row for the loss and for each parameter's change, over all training steps: its worst."""
     name, batch = next(iter(experiment.weights)), experiment.batches[0].name
     steps = experiment.ours.about.train_steps
-    if not steps:
+    if not steps or experiment.layout is None:
         return []
     ours = experiment.ours.run(name, batch, "float32", purpose="train")
     theirs = experiment.theirs.run(name, batch, "float32", purpose="train")
     if ours is None or theirs is None:
         raise AlignmentError("the training steps are in one of the captures only")
-    noise = experiment.ours.noise(name, batch, "train")
+    ours = experiment.parted(ours)
+    noise = [experiment.parted(run) for run in experiment.ours.noise(name, batch, "train")]
+    weights = split(experiment.weights[name], experiment.layout)
+    moves = {move.label: move for move in experiment.layout.moves}
     rows = []
     for key in ours.order:
         kind, label = key
         step, _, own = label.partition("/")
-        move = next((m for m in experiment.layout.moves if m.source == own), None) if experiment.layout else None
+        move = moves.get(own)
         target = (kind, f"{step}/{move.target}") if kind == "update" and move is not None else key
         if any(k in run.left_out for run, k in ((ours, key), (theirs, target), *((run, key) for run in noise))):
             comparison = Comparison("inconclusive", "metadata", f"step {step} was left out to stay within the budget")
@@ -522,9 +557,7 @@ def _training(experiment: RecordedExperiment) -> list[TensorResult]:
             if value is not None and move is not None and kind == "update" and value.shape == move.shape_to:
                 value = undo(value, move)
             moved = [near for run in noise if (near := run.trace.get(*key)) is not None]
-            size = (
-                widest([experiment.weights[name][own]]) if kind == "update" and own in experiment.weights[name] else 0.0
-            )
+            size = widest([weights[own]]) if kind == "update" and own in weights else 0.0
             comparison = judge_step(
                 kind, ours.trace.get(*key), value, moved, size, experiment.ours.about.learning_rate, int(step)
             )

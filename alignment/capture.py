@@ -31,7 +31,7 @@ from alignment.capture_file import (
     write_capture,
 )
 from alignment.check import Checked, Progress
-from alignment.correspondence import OF_MODULES, correspond, path_of, rename, renamed
+from alignment.correspondence import OF_MODULES, path_of, rename, renamed
 from alignment.errors import AlignmentError
 from alignment.experiment import (
     LEARNING_RATE,
@@ -41,18 +41,21 @@ from alignment.experiment import (
     Options,
     State,
     largest_gradient,
-    plan_layout,
+    mapping_of,
     prepare,
+    tree_of,
 )
 from alignment.faults import Fault, get_fault
-from alignment.figures import figures_of, float32_error
+from alignment.figures import Figures, figures_of, float32_error
 from alignment.frameworks import Framework, get_framework, own_loss
 from alignment.localise import Scene
+from alignment.mapping import ModelMapping
 from alignment.recorded import Recorded
+from alignment.scope import corresponding, located, settle_scope
 from alignment.stages import criterion, criterion_options, criterion_scale, fits
 from alignment.trace import Record, Trace
 from alignment.twins import Twin, get_twin
-from checkpoints import CheckpointError, Move, undo
+from checkpoints import Move, undo
 from fake_data import Batch
 
 # Runs of the reference whose spread says how far rounding moves a training run.
@@ -142,7 +145,9 @@ def capture_reference(
     refuse_suffix(path)
     checkpoints.check_destination(path)
     address = twin if isinstance(twin, str) else twin.name
-    experiment = prepare(get_twin(twin) if isinstance(twin, str) else twin, options, alone=True)
+    asked = get_twin(twin) if isinstance(twin, str) else twin
+    _refuse_mapping(asked, options)
+    experiment = prepare(asked, options, alone=True)
     framework, chosen = experiment.reference, experiment.twin
     model = experiment.reference_model
     renames = {slot.name: chosen.names.rename(slot.name) for slot in framework.slots(model)}
@@ -193,6 +198,7 @@ def capture_candidate(
     if not source.batches or not source.weights:
         raise AlignmentError(f"{reference}: holds no weights or no batches, and so nothing to run a candidate with")
     chosen = _twin_of(source, twin, reference)
+    _refuse_mapping(chosen, Options())
     keep = Keep(source.about.level, source.about.only, budget)
     experiment = _joined(source, chosen, faults, threads)
     about = replace(
@@ -208,6 +214,14 @@ def capture_candidate(
         return Captured(path, path.stat().st_size, {}, (note,))
     given = {name: experiment.candidate_state(state) for name, state in experiment.weights.items()}
     return _Capturing(experiment, "candidate", about, keep, source).write(path, given, progress)
+
+
+def _refuse_mapping(twin: Twin, options: Options) -> None:
+    if mapping_of(twin, options) != ModelMapping():
+        raise AlignmentError(
+            f"{twin.name} goes by a mapping, which speaks of both sides at once, and a capture has one: check it in one "
+            "environment with `align check`"
+        )
 
 
 def _twin_of(source: Capture, twin: str | Twin | None, path: str | Path) -> Twin:
@@ -249,17 +263,14 @@ def _joined(source: Capture, twin: Twin, faults: tuple[str | Fault, ...], thread
     framework.set_threads(bare.threads)
     model = bare.build("candidate", about.seed)
     experiment = replace(bare, candidate_model=model)
-    layout = None
-    mismatch: tuple[str, ...] = ()
-    try:
-        layout = plan_layout(experiment, None, model)
-    except CheckpointError as error:
-        mismatch = tuple(line.strip() for line in str(error).splitlines())
-    paths = correspond(about.modules, framework.modules(model), layout)
+    trees = tree_of(experiment.reference, None), tree_of(framework, model)
+    layout, mismatch, scope = settle_scope(*trees, ModelMapping(), twin.names)
+    paths = corresponding(scope, *trees, layout)
     for fault in planted:
         if fault.plant is not None and not fault.plant(framework, experiment.build("candidate"), twin):
             raise AlignmentError(f"fault {fault.name!r} ({fault.summary}) has nothing to hit in {twin.name}")
-    return replace(experiment, layout=layout, mismatch=mismatch, paths=paths)
+    scope = located(scope, *trees, paths)
+    return replace(experiment, layout=layout, mismatch=mismatch, paths=paths, scope=scope)
 
 
 def _about(experiment: Experiment, side: str, model: Any, keep: Keep) -> About:
@@ -310,8 +321,9 @@ class _Capturing:
         self.framework = experiment.side(side)[0]
         # Records of the side by its own names -> by the reference's, and how they turn into the reference's layout.
         moves = experiment.layout.moves if experiment.layout is not None else ()
-        self.moves: dict[str, Move] = {move.target: move for move in moves}
-        self.called = {two: one for one, two in experiment.paths.items()} if side == "candidate" else {}
+        self.moves: dict[str, list[Move]] = {}
+        for move in moves:
+            self.moves.setdefault(move.target, []).append(move)
 
     def write(self, path: Path, weights: Mapping[str, State], progress: Progress | None) -> Captured:
         experiment = self.experiment
@@ -385,7 +397,7 @@ class _Capturing:
                 weights,
                 batch.name,
                 max(0, number - 1),
-                renamed(trace, self.experiment.paths) if self.side == "candidate" else trace,
+                renamed(trace, self.experiment.own_words) if self.side == "candidate" else trace,
                 criterion_scale=scale,
                 largest_gradient=largest_gradient(trace),
             )
@@ -417,33 +429,38 @@ class _Capturing:
 
     def _as_figures(self, run: Run, narrow: Sequence[Trace]) -> Run:
         """The run with figures in the place of values. narrow: float32 runs, to know the reference's error by."""
-        figures = {}
+        figures: dict[Key, Figures] = {}
+        left_out: dict[Key, Why] = {}
         for record in run.trace.records:
             value = record.value
             if value is None:
                 continue
+            moves = self.moves.get(record.name, []) if record.kind in ("gradient", "update") else []
+            if len(moves) > 1:  # the figures of a whole say nothing of its parts, which have counterparts of their own
+                left_out[record.kind, record.name] = "level"
+                continue
             error = float32_error(value, [trace.get(record.kind, record.name) for trace in narrow]) if narrow else None
-            move = self.moves.get(record.name) if record.kind in ("gradient", "update") else None
-            if move is not None and value.shape == move.shape_to:
-                value = undo(value, move)
+            if moves and value.shape == moves[0].shape_to:
+                value = undo(value, moves[0])
             figures[record.kind, record.name] = figures_of(value, error)
         order = tuple((record.kind, record.name) for record in run.trace.records)
         absent = tuple(record for record in run.trace.records if record.value is None)
-        return replace(run, trace=replace(run.trace, records=absent), figures=figures, order=order)
+        return replace(run, trace=replace(run.trace, records=absent), figures=figures, left_out=left_out, order=order)
 
     def _why_not(self, run: Run) -> Callable[[Key], Why | None]:
         """What is left out of a run, by the side's own names."""
         if run.purpose != "case":
             return lambda _key: None
-        return lambda key: self.keep.why_not((key[0], self._called(*key)))
+        return lambda key: run.left_out.get(key) or self.keep.why_not((key[0], self._called(*key)))
 
     def _called(self, kind: str, name: str) -> str:
         """The reference's name of a record."""
         if self.side == "reference":
             return name
         if kind in OF_MODULES:
-            return rename(name, self.called)
-        return self.moves[name].source if kind in ("gradient", "update") and name in self.moves else name
+            return rename(name, self.experiment.called)
+        # Of a tensor whose parts have counterparts of their own the whole: the reference's capture knows no parts.
+        return self.moves[name][0].source if kind in ("gradient", "update") and name in self.moves else name
 
     def _detail(self, weights: Mapping[str, State]) -> Iterator[list[Run]]:
         """A detailed float64 run of the first batch with the last set of weights, the random ones."""
@@ -453,7 +470,7 @@ class _Capturing:
         model = experiment.model(self.side, "float64").module
         self.framework.load_state(model, weights[name])
         trace = experiment.run(self.side, model, batch, experiment.has_loss(batch), detail=True)
-        own = renamed(trace, experiment.paths) if self.side == "candidate" else trace
+        own = renamed(trace, experiment.own_words) if self.side == "candidate" else trace
         yield [Run("detail", name, batch.name, 0, own, largest_gradient=largest_gradient(trace))]
 
     def _train(self, weights: Mapping[str, State]) -> Iterator[list[Run]]:
@@ -520,21 +537,25 @@ def save_traces(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
         framework = experiment.side(side)[0]
         ours = side == "reference"
         slots = framework.slots(experiment.reference_model if ours else experiment.candidate_model)
-        names = {slot.name: experiment.twin.names.rename(slot.name) for slot in slots if ours}
+        state = experiment.weights[scene.weights] if ours else scene.candidate_state
+        if not ours:  # what keeps its own values corresponds to nothing
+            slots = tuple(slot for slot in slots if slot.name not in experiment.scope.kept)
+            state = {slot.name: state[slot.name] for slot in slots}
+        names = {slot.name: experiment.scope.names.rename(slot.name) for slot in slots if ours}
         # Faults are found in the records, not told; the options are those the model had.
         about = replace(
             _about(replace(experiment, faults=()), side, scene.model(side, "float64"), Keep()),
             slots=slots,
             address=experiment.twin.name,
-            counterparts={name: to for name, to in names.items() if to is None or to.changed},
+            counterparts={name: to for name, to in names.items() if to is None or to.changed or to.operation},
         )
-        trace = scene.reference64 if ours else renamed(scene.candidate64, experiment.paths)
+        trace = scene.reference64 if ours else renamed(scene.candidate64, experiment.own_words)
         run = Run("detail", scene.weights, scene.batch.name, 0, trace, largest_gradient=largest_gradient(trace))
         written.append(folder / f"{side}{SUFFIX}")
         write_capture(
             written[-1],
             about,
-            {scene.weights: scene.state if ours else scene.candidate_state},
+            {scene.weights: state},
             (scene.batch,),
             (run,),
         )

@@ -735,8 +735,16 @@ def _slots(header: Mapping[str, Any]) -> tuple[Slot, ...]:
             _text(entry, "dtype"),
             role,  # type: ignore[arg-type]
             tied,
+            _within(entry),
         )
     return tuple(found.values())
+
+
+def _within(entry: Any) -> tuple[tuple[str, str], ...]:
+    found = _get(entry, "within", list)
+    if len(found) > MOST_AXES or not all(isinstance(pair, list) and len(pair) == 2 for pair in found):
+        raise _HeaderError("the layers around a weight are no list of pairs")
+    return tuple((_printable(kind), _printable(inside)) for kind, inside in found)
 
 
 def _shape(entry: Any) -> tuple[int, ...]:

@@ -138,6 +138,7 @@ def report_of(
             "length": options.length,
             "threads": options.threads,
             "strict": options.strict,
+            "mapping": options.mapping if isinstance(options.mapping, str) else None,
         },
     )
     versions = own_versions() | experiment.reference.versions() | experiment.candidate.versions()

@@ -20,7 +20,10 @@ COMMANDS = {
     "explain": "explain",
     "capture": "capture",
     "compare": "compare",
+    "map": "map",
+    "sweep": "sweep",
     "convert": "convert",
+    "diff": "diff",
     "fake-data": "fake_data",
 }
 

@@ -3,48 +3,53 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from alignment.frameworks import ModuleInfo
-from alignment.trace import GRADIENT_OF, Kind, Trace
-from checkpoints import Layout
+from alignment.trace import GRADIENT_OF, Kind, Record, Trace
+from checkpoints import Layout, Move, Slot, part_of
 
 # Kinds of records that are named after a module; the others are named after a tensor of the state dict.
 OF_MODULES: frozenset[Kind] = frozenset((*GRADIENT_OF, *GRADIENT_OF.values()))
 
 
 def correspond(
-    reference: Iterable[ModuleInfo], candidate: Iterable[ModuleInfo], layout: Layout | None
+    reference: Iterable[ModuleInfo],
+    candidate: Iterable[ModuleInfo],
+    layout: Layout | None,
+    told: Mapping[str, str] | None = None,
+    homes: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, str]:
     """Reference's module path -> the candidate's.
 
     Modules with tensors of their own correspond as these do in `layout`, and their parents with them; below a parent that
     corresponds, children pair by name, and those left over by kind, in order. What then has no counterpart is left out.
+
+    told: pairs that are known. homes: reference's path -> further paths of the candidate below which its children may be.
     """
-    ours, theirs = list(reference), list(candidate)
+    ours, theirs, homes = list(reference), list(candidate), homes or {}
     known = {module.path for module in theirs}
-    found = {"": ""}
+    listed = {module.path for module in ours}
+    found = {"": "", **(told or {})}
     for move in layout.moves if layout else ():
-        one, two = move.source.rpartition(".")[0], move.target.rpartition(".")[0]
+        one, two = holder(move.source, listed), holder(move.target, known)
         while one and two and one not in found:
             found[one] = two
             one, two = one.rpartition(".")[0], two.rpartition(".")[0]
     for module in ours:
         parent, _, local = module.path.rpartition(".")
-        if module.path in found or parent not in found:
+        places = (*((found[parent],) if parent in found else ()), *homes.get(parent, ()))
+        if module.path in found or not places:
             continue
-        same = f"{found[parent]}.{local}".lstrip(".")
         taken = set(found.values())
-        if same in known and same not in taken:
-            found[module.path] = same
-            continue
+        named = (same for place in places if (same := f"{place}.{local}".lstrip(".")) in known - taken)
         alike = (
             other.path
             for other in theirs
-            if other.path not in taken and _parent(other.path) == found[parent] and _kind(other) == _kind(module)
+            if other.path not in taken and _parent(other.path) in places and _kind(other) == _kind(module)
         )
-        match = next(alike, None)
+        match = next(named, None) or next(alike, None)
         if match is not None:
             found[module.path] = match
     return found
@@ -56,6 +61,44 @@ def _parent(path: str) -> str | None:
 
 def _kind(module: ModuleInfo) -> str:
     return module.kind.lower().removeprefix("compat.")
+
+
+def holder(name: str, paths: Collection[str]) -> str:
+    """The module of `paths` that holds a tensor: what is inside a layer that is compared as a whole is that layer's."""
+    path = name.rpartition(".")[0]
+    while path and path not in paths:
+        path = path.rpartition(".")[0]
+    return path
+
+
+def first_names(slots: Iterable[Slot], moved: Collection[str]) -> dict[str, str | None]:
+    """Name -> the first name of its tensor among `moved`; None where that is itself. Names that a framework adds are in none."""
+    first: dict[str, str] = {}
+    found: dict[str, str | None] = {}
+    for slot in slots:
+        if slot.name in moved:
+            leader = first.setdefault(slot.tied_to or slot.name, slot.name)
+            found[slot.name] = None if leader == slot.name else leader
+    return found
+
+
+def parted(record: Record, packed: Mapping[str, Iterable[Move]]) -> Iterator[Record]:
+    """A record of the reference or, where it is of one of the `packed` tensors, a record of each of its parts."""
+    moves = packed.get(record.name) if record.kind in ("gradient", "update") else None
+    if moves is None:
+        yield record
+    for move in moves or ():
+        value = None if record.value is None else part_of(record.value, move)
+        yield replace(record, name=move.label, value=value)
+
+
+def packed_tensors(layout: Layout | None) -> dict[str, list[Move]]:
+    """The reference's tensors whose parts have counterparts of their own, and what is done with each part."""
+    found: dict[str, list[Move]] = {}
+    for move in layout.moves if layout else ():
+        if move.part_from is not None:
+            found.setdefault(move.source, []).append(move)
+    return found
 
 
 def path_of(label: str) -> str:

@@ -14,15 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import checkpoints
-from alignment.correspondence import correspond, renamed
+from alignment.correspondence import OF_MODULES, packed_tensors, parted, path_of, renamed
 from alignment.errors import AlignmentError
 from alignment.faults import Fault, get_fault
 from alignment.frameworks import Absent, Framework, Loss, get_framework, own_loss, reserve_threads
 from alignment.inputs import make_batches
+from alignment.mapping import ModelMapping
+from alignment.matching import Tree
+from alignment.scope import Scope, corresponding, located, plan_scope, settle_scope
 from alignment.sizes import read_sizes
 from alignment.trace import Record, Trace, widest
 from alignment.twins import Side, Twin
-from checkpoints import CheckpointError, Layout, Slot
+from checkpoints import Layout, Slot
 from fake_data import Batch
 
 State = dict[str, NDArray]
@@ -49,6 +52,7 @@ class Options:
     seed:       of weights and batches.
     batch_size: rows of a batch. length: tokens of a row; None: at most 64.
     faults:     faults to plant on the candidate, by name or as they are.
+    mapping:    how the two sides' parts correspond, and what of them is compared: a value, or a file; None: the twin's own.
     threads:    CPU threads of both frameworks; None: all, or one where a run is too small to gain by more.
     strict:     call diverged, too, what the frameworks' own layers define differently: batch norm's running variance.
     """
@@ -63,6 +67,7 @@ class Options:
     faults: tuple[str | Fault, ...] = ()
     threads: int | None = None
     strict: bool = False
+    mapping: ModelMapping | str | None = None
 
     def __post_init__(self) -> None:
         if not self.steps or not set(self.steps) <= {1, 2, 3, 4, 5}:
@@ -89,6 +94,7 @@ class Case:
     candidate32: Trace
     candidate64: Trace
     noise: tuple[Trace, ...]
+    scope: Scope = field(default_factory=Scope)
     largest_gradient: float | None = None
 
     @property
@@ -118,6 +124,7 @@ class Experiment:
 
     layout: None when the candidate's tensors do not correspond to the reference's (`mismatch` says why).
     paths: reference's module path -> the candidate's.
+    scope: what is compared, and how strictly.
     weights: name of the set -> reference's state dict.
     brief: few runs for each case: one of noise, and with the first weights alone a step of training and a call without
         targets.
@@ -140,6 +147,7 @@ class Experiment:
     notes: tuple[str, ...]
     threads: int
     brief: bool = False
+    scope: Scope = field(default_factory=Scope)
     models: dict[tuple[str, str], Model] = field(default_factory=dict, repr=False, compare=False)
 
     def build(self, side: str, seed: int = 0) -> Any:
@@ -171,15 +179,50 @@ class Experiment:
     def candidate_state(self, reference_state: State) -> State:
         """The weights the candidate is given: converted, with the planted faults."""
         assert self.layout is not None
-        state = checkpoints.convert(reference_state, self.layout)
+        state = self.converted(reference_state)
         slots = self.candidate.slots(self.candidate_model)
         for fault in self.faults:
             if fault.weights is not None:
                 changed = fault.weights(state, slots)
                 if changed is None:
                     raise _nothing_to_hit(fault, self.twin)
-                state = changed
+                state = checkpoints.fill_aliases(changed, self.layout)
         return state
+
+    def converted(self, reference_state: State, layout: Layout | None = None) -> State:
+        """All tensors of the candidate: the reference's, converted, and its own where a mapping leaves it these.
+
+        layout: in place of the experiment's, for another floating dtype.
+        """
+        layout = layout or self.layout
+        assert layout is not None
+        state = checkpoints.convert(reference_state, layout)
+        if self.scope.kept:
+            own = self.candidate.read_state(self.candidate_model)
+            first = {slot.name: slot.tied_to or slot.name for slot in self.candidate.slots(self.candidate_model)}
+            given = {first[name]: value for name, value in state.items()}
+            state |= {name: given.get(first[name], own[name]) for name in self.scope.kept}
+        return state
+
+    @cached_property
+    def called(self) -> dict[str, str]:
+        """Candidate's module path -> what it is called: the reference's path, or a name of its own that is not taken."""
+        called = {two: one for one, two in self.paths.items()}
+        for module in self.candidate.modules(self.candidate_model):
+            if module.path not in called and module.path in self.paths:
+                called[module.path] = f"{module.path} (candidate)"
+        return called
+
+    @cached_property
+    def own_words(self) -> dict[str, str]:
+        """`called` the other way: what a module of the candidate is called -> its path there."""
+        return {name: path for path, name in self.called.items()}
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The reference's tensors; of one whose parts have counterparts of their own, the parts (`Move.label`)."""
+        slots = self.reference.slots(self.reference_model)
+        return slots if self.layout is None else checkpoints.split_slots(slots, self.layout)
 
     def use_threads(self) -> None:
         """Let both frameworks use as many CPU threads as this experiment's runs gain by."""
@@ -240,6 +283,7 @@ class Experiment:
                     traces["candidate", "float32"],
                     traces["candidate", "float64"],
                     tuple(noise),
+                    self.scope,
                 )
                 progress()
 
@@ -277,14 +321,34 @@ class Experiment:
     ) -> Trace:
         """One run of a model of one side, its modules called by the reference's names (those of `forced`, too).
 
+        Gradients and updates of the reference are of the parts of a tensor where these have counterparts of their own.
+
         step: with what a step of training changes, if the run goes backward. For the others see `Framework.run`.
 
         Raises:
             AlignmentError: the model raised something; the message says on which side and batch.
         """
         framework, target = self.side(side)
+
+        def outside(record: Record, number: int = SIDES.index(side)) -> bool:
+            return record.kind not in OF_MODULES or not self.scope.is_inside(number, path_of(record.name))
+
         if forced is not None and side == "candidate":
+            # What has no counterpart there must not be taken for what has its name.
+            forced = _only(forced, lambda record: record.kind not in OF_MODULES or path_of(record.name) in self.paths)
             forced = renamed(forced, self.paths)
+        if self.scope.inside[SIDES.index(side)]:
+            forced = None if forced is None else _only(forced, outside)
+            given = sink
+            sink = None if given is None else lambda record: given(record) if outside(record) else None
+        packed = packed_tensors(self.layout) if side == "reference" else {}
+        told = sink
+
+        def divided(record: Record) -> None:
+            assert told is not None
+            for part in parted(record, packed):
+                told(part)
+
         try:
             trace = framework.run(
                 model,
@@ -295,13 +359,21 @@ class Experiment:
                 brief=brief,
                 detail=detail,
                 forced=forced,
-                sink=sink,
+                sink=sink and divided,
             )
         except (Exception, SystemExit) as error:  # a user's model may raise anything: say where, and never pass
             raise AlignmentError(
                 f"the {side} ({target}) fails on batch {batch.name!r}: {type(error).__name__}: {error}"
             ) from error
-        return trace if side == "reference" else renamed(trace, {two: one for one, two in self.paths.items()})
+        if self.scope.inside[SIDES.index(side)]:
+            trace = _only(trace, outside)
+        if side == "reference":
+            return replace(trace, records=tuple(part for record in trace.records for part in parted(record, packed)))
+        return renamed(trace, self.called)
+
+
+def _only(trace: Trace, holds: Callable[[Record], bool]) -> Trace:
+    return replace(trace, records=tuple(record for record in trace.records if holds(record)))
 
 
 def prepare(twin: Twin, options: Options, alone: bool = False) -> Experiment:
@@ -339,20 +411,17 @@ def prepare(twin: Twin, options: Options, alone: bool = False) -> Experiment:
     settings = chosen.settings
     reference_model = _build(reference, twin.reference, settings, options.seed, twin)
     candidate_model = None if alone else _build(candidate, twin.candidate, settings, options.seed, twin)
-    if not any(slot.role == "parameter" for slot in reference.slots(reference_model)):
-        raise AlignmentError(
-            f"{twin.reference.target} has no parameters: a check gives both sides the same weights, and there are none; "
-            "wrap what is to be checked in a model that has some"
-        )
     threads = options.threads or _threads(reference.slots(reference_model), chosen.batches)
     for framework in (reference, candidate):
         framework.set_threads(threads)
     layout: Layout | None = None
     mismatch: tuple[str, ...] = ()
-    try:
-        layout = None if alone else _plan(reference, candidate, reference_model, candidate_model, twin)
-    except CheckpointError as error:
-        mismatch = tuple(line.strip() for line in str(error).splitlines())
+    scope, paths = Scope(), {}
+    if not alone:
+        trees = tree_of(reference, reference_model), tree_of(candidate, candidate_model)
+        layout, mismatch, scope = settle_scope(*trees, mapping_of(twin, options), twin.names)
+        paths = corresponding(scope, *trees, layout)
+        scope = located(scope, *trees, paths)
     experiment = Experiment(
         twin,
         options,
@@ -363,13 +432,14 @@ def prepare(twin: Twin, options: Options, alone: bool = False) -> Experiment:
         candidate_model,
         layout,
         mismatch,
-        correspond(reference.modules(reference_model), candidate.modules(candidate_model), layout),
+        paths,
         {},
         chosen.batches,
         chosen.source,
         faults,
-        chosen.notes,
+        (*chosen.notes, *(() if 1 in options.steps else scope.notes)),
         threads,
+        scope=scope,
     )
     if experiment.half:
         note = f"{experiment.half} weights: run in float32 and float64, with the values they have"
@@ -382,13 +452,38 @@ def prepare(twin: Twin, options: Options, alone: bool = False) -> Experiment:
 
 def plan_layout(experiment: Experiment, reference_model: Any, candidate_model: Any) -> Layout:
     """How these two models' tensors correspond."""
-    return _plan(experiment.reference, experiment.candidate, reference_model, candidate_model, experiment.twin)
+    trees = tree_of(experiment.reference, reference_model), tree_of(experiment.candidate, candidate_model)
+    return plan_scope(*trees, experiment.scope)
 
 
-def _plan(reference: Framework, candidate: Framework, reference_model: Any, candidate_model: Any, twin: Twin) -> Layout:
-    return checkpoints.plan(
-        reference.slots(reference_model), candidate.slots(candidate_model), reference.name, candidate.name, twin.names
+def mapping_of(twin: Twin, options: Options) -> ModelMapping:
+    """The mapping a check goes by.
+
+    Raises:
+        AlignmentError: it is a file that can't be read or holds no mapping.
+    """
+    if options.mapping is None:
+        return twin.mapping
+    return ModelMapping.read(options.mapping) if isinstance(options.mapping, str) else options.mapping
+
+
+def trees_of(twin: Twin, settings: Mapping[str, Any]) -> tuple[Tree, Tree]:
+    """What a matching looks at of the reference and the candidate, built with these settings.
+
+    Raises:
+        AlignmentError: one of them can't be built.
+    """
+    ours, theirs = (
+        tree_of(framework, _build(framework, side, {**twin.settings, **settings}, 0, twin))
+        for side in (twin.reference, twin.candidate)
+        if (framework := get_framework(side.framework))
     )
+    return ours, theirs
+
+
+def tree_of(framework: Framework, model: Any) -> Tree:
+    """What a matching looks at of a live model."""
+    return Tree(framework.name, framework.modules(model), framework.slots(model))
 
 
 def plant(experiment: Experiment, model: Any) -> None:

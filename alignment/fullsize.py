@@ -19,8 +19,9 @@ from alignment.compare import EPS32, Comparison, Tolerance, sequential
 from alignment.correspondence import rename
 from alignment.experiment import Case, Experiment, matrix_elements, plan_layout
 from alignment.inputs import declared_spec, make_batches
+from alignment.scope import with_reason
 from alignment.trace import Record
-from checkpoints import undo
+from checkpoints import Move, undo
 from fake_data import Batch
 
 # Multiplications of a forward pass from which the probe is made smaller than the batch; seconds on one core.
@@ -150,14 +151,19 @@ def judge_full_size(experiment: Experiment, shares: Shares, backward: bool) -> l
             known[record.kind, record.name] = sketch(record.value)
 
     experiment.run("reference", model, batch, backward, brief=True, sink=learn)
-    moves = {move.target: move for move in experiment.layout.moves}
-    called = {two: one for one, two in experiment.paths.items()}
+    moves: dict[str, list[Move]] = {}
+    for move in experiment.layout.moves:
+        moves.setdefault(move.target, []).append(move)
+    called = experiment.called
     tokens = next(iter(batch.inputs.values())).size
     found: list[tuple[str, str, str, Comparison]] = []
 
     def compare(record: Record) -> None:
-        move = moves.get(record.name) if record.kind == "gradient" else None
-        label = move.source if move else rename(record.name, called) if record.kind == "activation" else record.name
+        for move in moves.get(record.name, [None]) if record.kind == "gradient" else [None]:
+            compare_moved(record, move)
+
+    def compare_moved(record: Record, move: Move | None) -> None:
+        label = move.label if move else rename(record.name, called) if record.kind == "activation" else record.name
         theirs = record.value
         if theirs is not None and theirs.dtype.kind != "f":
             return  # integers are compared on the probe; where the reference has numbers, what is left below says so
@@ -171,7 +177,12 @@ def judge_full_size(experiment: Experiment, shares: Shares, backward: bool) -> l
             sequential(tokens) if record.kind == "gradient" else 1.0
         )
         expected = partial(shares.error, record.kind, label)
-        found.append((record.kind, label, record.name, _compare(ours, theirs, expected, growth)))
+        own = experiment.scope.own(label, record.name)
+        comparison = _compare(ours, theirs, expected, growth)
+        if own is not None:
+            mine = _compare(ours, theirs, expected, growth, own.tolerance)
+            comparison = with_reason(mine, comparison, own)
+        found.append((record.kind, label, record.name, comparison))
 
     experiment.run("candidate", candidate, batch, backward, brief=True, sink=compare)
     found += [(kind, label, label, _missing("candidate")) for kind, label in known]
@@ -205,7 +216,11 @@ def _missing(side: str) -> Comparison:
 
 
 def _compare(
-    ours: Sketch | None, value: NDArray | None, expected: Callable[[float], tuple[float, float]], growth: float
+    ours: Sketch | None,
+    value: NDArray | None,
+    expected: Callable[[float], tuple[float, float]],
+    growth: float,
+    tolerance: Tolerance | None = None,
 ) -> Comparison:
     if ours is None or value is None:
         return _missing("reference" if ours is None else "candidate")
@@ -216,7 +231,7 @@ def _compare(
         return Comparison("inconclusive", "metadata", "empty: nothing was compared", ours.shape)
     theirs = sketch(value)
     size, rms, largest, where = _figures(ours.values, theirs.values)
-    ratio = Tolerance().precision_ratio * growth
+    ratio = (tolerance or Tolerance()).precision_ratio * growth
     allowed, allowed_largest = (ratio * error for error in expected(size))
     allowed_largest = max(allowed_largest, 4 * ratio * EPS32 * float(np.abs(ours.values[where])))
     seen = [("RMS", rms, allowed), ("largest", largest, allowed_largest)]

@@ -24,7 +24,7 @@ from alignment.errors import AlignmentError
 
 # What is kept of the output: enough for a traceback or an abort's message.
 LAST_BYTES = 16_384
-LAST_LINES = 30
+LAST_LINES = 60
 # Between asking a command to end and making it end.
 GRACE_SECONDS = 3.0
 POLL_SECONDS = 0.05

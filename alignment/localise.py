@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import checkpoints
-from alignment.compare import Comparison, Pair, Tolerance, measure, settle
-from alignment.correspondence import path_of, rename
+from alignment.compare import Comparison, Pair, measure, settle
+from alignment.correspondence import holder, path_of, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import Case, Experiment, State
 from alignment.report import StageResult, TensorResult
@@ -58,6 +58,8 @@ class Scene:
     """One batch with one set of weights, run in full detail. `dtype` is that of the forced runs.
 
     live: are the models at hand, to be run again with a change? A cause that needs that has nothing to try where not.
+    state: the weights in the reference's layout, by `Move.label`: those of a tensor whose parts have counterparts of their
+    own by these parts. moves: by label, too.
     """
 
     live = True
@@ -65,8 +67,8 @@ class Scene:
     def __init__(self, experiment: Experiment, weights: str, batch: Batch, dtype: str = "float64") -> None:
         assert experiment.layout is not None
         self.experiment, self.weights, self.batch, self.dtype = experiment, weights, batch, dtype
-        self.state = experiment.weights[weights]
-        self.moves = {move.source: move for move in experiment.layout.moves}
+        self.state = checkpoints.split(experiment.weights[weights], experiment.layout)
+        self.moves = {move.label: move for move in experiment.layout.moves}
         self.backward = 5 in experiment.options.steps and experiment.has_loss(batch)
 
     # ------------------------------------------------------------------------------------------------------------ runs
@@ -80,10 +82,11 @@ class Scene:
         return model.module
 
     def load(self, side: str, model: Any, state: State) -> None:
-        """Give a model of one side weights in the reference's names and layout."""
+        """Give a model of one side weights in the reference's layout, by its names or by label."""
         framework, layout = self.experiment.side(side)[0], self.experiment.layout
         assert layout is not None
-        framework.load_state(model, state if side == "reference" else checkpoints.convert(state, layout))
+        state = checkpoints.join(state, layout)
+        framework.load_state(model, state if side == "reference" else self.experiment.converted(state))
 
     def run(self, side: str, dtype: str | None = None, forced: Trace | None = None) -> Trace:
         """A detailed run of one side."""
@@ -110,7 +113,7 @@ class Scene:
     @cached_property
     def candidate_state(self) -> State:
         """The weights the candidate was given in the check (planted faults included), in its own names and layout."""
-        return self.experiment.candidate_state(self.state)
+        return self.experiment.candidate_state(self.experiment.weights[self.weights])
 
     @cached_property
     def candidate64(self) -> Trace:
@@ -138,7 +141,7 @@ class Scene:
         """A forced run of the candidate (or the reference), on request with a change whose effect is to be seen.
 
         Args:
-            state: other weights, in the reference's names and layout.
+            state: other weights, as `state` has them.
             options: module path (the reference's words) -> options to set, by torch's names.
             given: records to give other values; None: not to force.
         """
@@ -182,7 +185,12 @@ class Scene:
             pair = Pair(one, candidate, truth, truth, runs, truth32=None if one is None else one.astype(np.float64))
         else:
             pair = Pair(one, one, truth, candidate, runs, scale=scale)
-        return settle([measure(pair, Tolerance())])[0]
+        tolerance = self.experiment.scope.tolerance(name, self._called(name))
+        return settle([measure(pair, tolerance)], tolerance)[0]
+
+    def _called(self, name: str) -> str:
+        """What the candidate calls a record."""
+        return self.moves[name].target if name in self.moves else rename(name, self.experiment.paths)
 
     @cached_property
     def gradient_scale(self) -> float:
@@ -191,8 +199,11 @@ class Scene:
         return max((float(np.abs(v).max(initial=0.0)) for v in values), default=0.0)
 
     def points(self) -> Iterable[tuple[Kind, str]]:
-        """Everything the reference's run recorded, in the order it came to be."""
+        """Everything the reference's run recorded and that is compared, in the order it came to be."""
+        scope = self.experiment.scope
         for record in self.reference64.records:
+            if scope.left_out(record.kind, record.name, self._called(record.name)):
+                continue
             if record.kind in FLOWS or record.kind in ("gradient", "loss", "output") or record.name == "logits":
                 yield record.kind, record.name
 
@@ -278,10 +289,15 @@ class Scene:
         left = self.failing(self.forced(given={(kind, name): None}), FORWARD)
         return any(key not in before for key in left)
 
+    @cached_property
+    def _paths(self) -> frozenset[str]:
+        modules = self.experiment.reference.modules(self.experiment.reference_model)
+        return frozenset(module.path for module in modules)
+
     def owner(self, kind: Kind, name: str) -> str:
         """Path of the module whose code computes a record."""
         if kind == "gradient" and name in self.moves:
-            return name.rpartition(".")[0]
+            return holder(name, self._paths)
         if kind in (*END, "gradient"):
             return ""
         path = path_of(name)
@@ -409,7 +425,7 @@ def _without_consequences(experiment: Experiment, stages: tuple[StageResult, ...
     outputs = [tensor for stage in stages for tensor in stage.tensors if tensor.record == "activation"]
     # A layer whose output agrees was reached by nothing that is wrong.
     untouched = {path_of(t.name) for t in outputs} - {path_of(t.name) for t in outputs if t.verdict == "diverged"}
-    slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
+    slots = {slot.name: slot for slot in experiment.slots}
     buffers = {name for name, slot in slots.items() if slot.role == "buffer"} if forward else set()
     buffers = {name for name in buffers if name.rpartition(".")[0] not in untouched}
     untied = {t.name for t in roots if t.record == "parameter" and "tied to" in t.reason}

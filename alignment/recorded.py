@@ -6,7 +6,10 @@ from typing import Any
 
 from alignment.capture_file import About
 from alignment.frameworks import ModuleInfo
-from checkpoints import Slot
+from alignment.mapping import ModelMapping
+from alignment.matching import Tree
+from alignment.scope import Scope, corresponding, located, settle_scope
+from checkpoints import Layout, NameMap, Slot
 
 
 class Recorded:
@@ -40,3 +43,18 @@ class Recorded:
         """Path -> value of an option of every layer of a kind."""
         alike = (module.path for module in self._about.modules if module.kind == kind)
         return {path: options[option] for path in alike if option in (options := self._about.layers[path])}
+
+
+def settle_recorded(reference: About, candidate: About) -> tuple[Layout | None, tuple[str, ...], Scope, dict[str, str]]:
+    """How the tensors and modules of two captured sides correspond, as `alignment.experiment.prepare` settles it of live ones.
+
+    Returns the layout, or None with what keeps the tensors from corresponding, one line each; the scope; and the reference's
+    module path -> the candidate's.
+
+    Raises:
+        AlignmentError: the tensors can't be matched without guessing.
+    """
+    ours, theirs = (Tree(about.framework, about.modules, about.slots) for about in (reference, candidate))
+    layout, mismatch, scope = settle_scope(ours, theirs, ModelMapping(), NameMap(exact=reference.counterparts))
+    paths = corresponding(scope, ours, theirs, layout)
+    return layout, mismatch, located(scope, ours, theirs, paths), paths

@@ -9,6 +9,7 @@ from typing import Any
 from alignment.compare import Verdict, overall
 
 SCHEMA_VERSION = 1
+EXIT_STATUS = {"aligned": 0, "diverged": 1, "inconclusive": 2}
 
 
 @dataclass(frozen=True)

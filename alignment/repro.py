@@ -50,10 +50,11 @@ def _arrays(scene: Scene, root: Root) -> bytes:
     arrays: dict[str, Any] = {"reference": root.reference, "candidate": root.candidate}
     prefix = f"{owner}." if owner else ""
     assert scene.experiment.layout is not None
-    converted = checkpoints.convert(scene.state, scene.experiment.layout)
-    for name, move in scene.moves.items():
-        if name.startswith(prefix):
-            arrays[f"reference_weight/{name}"] = scene.state[name]
+    state = scene.experiment.weights[scene.weights]
+    converted = checkpoints.convert(state, scene.experiment.layout)
+    for move in scene.moves.values():
+        if move.source.startswith(prefix):
+            arrays[f"reference_weight/{move.source}"] = state[move.source]
             arrays[f"candidate_weight/{move.target}"] = converted[move.target]
     for index, value in _inputs(scene, owner, call):
         arrays[f"input/{index}"] = value
@@ -90,10 +91,12 @@ def _script(scene: Scene, root: Root, stem: str, address: str) -> str:
     experiment = scene.experiment
     twin = experiment.twin
     operation: Operation = "copy"
-    candidate_name = root.name
+    name = candidate_name = root.name
+    part = candidate_part = None
     if root.kind == "gradient" and root.name in scene.moves:
         move = scene.moves[root.name]
-        operation, candidate_name = move.operation, move.target
+        operation, name, candidate_name = move.operation, move.source, move.target
+        part, candidate_part = ((p.index, p.count) if p else None for p in (move.part_from, move.part_to))
     child = root.owner if root.kind == "gradient" else path_of(root.name)
     faults = [
         (fault.name, one if isinstance(one, str) else _address(fault, fault.plant, FAULTS))
@@ -106,7 +109,9 @@ def _script(scene: Scene, root: Root, stem: str, address: str) -> str:
         what=f"{root.kind} of {root.name}" if "gradient" in root.kind else f"{root.kind} {root.name}",
         stem=stem,
         kind=root.kind,
-        label=root.name,
+        label=name,
+        part=part,
+        candidate_part=candidate_part,
         candidate_label=candidate_name,
         reference_target=twin.reference.target,
         candidate_target=twin.candidate.target,
@@ -146,6 +151,7 @@ Needs the two frameworks, NumPy and the two models. Exit status: 1 while the two
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +184,27 @@ def arguments(tensor):
 
 def index_of(label):
     return int(label.rpartition("[")[2][:-1]) if label.endswith("]") else 0
+
+
+def widen(framework, model):
+    """The model in float64. Paddle's recurrent layers can't be cast as they are, and have gradients in training mode alone."""
+    if framework == "torch":
+        model.double()
+        return
+    layers = model.sublayers(include_self=True)
+    states = [(layer, layer._buffers.pop("_dropout_state", None)) for layer in layers]
+    model.to(dtype="float64")
+    for layer, state in states:
+        if state is not None:
+            layer._buffers["_dropout_state"] = state
+            layer.training, layer.dropout = True, 0.0
+        if isinstance(layer, paddle.nn.RNNCellBase):
+            layer.get_initial_states = partial(layer.get_initial_states, dtype="float64")
+
+
+def cut(value, part):
+    """One of several equal parts of a tensor that holds them one after another; part: (which, of how many) or None."""
+    return value if part is None else np.split(value, part[1])[part[0]]
 
 
 def run(framework, model, owner, child, prefix, parameter):
@@ -241,8 +268,8 @@ if {criterion!r}:
     reference.criterion, candidate.criterion = torch.nn.CrossEntropyLoss(), paddle.nn.CrossEntropyLoss()
 for model in (reference, candidate):
     model.eval()
-reference.double() if {reference_framework!r} == "torch" else reference.to(dtype="float64")
-candidate.double() if {candidate_framework!r} == "torch" else candidate.to(dtype="float64")
+widen({reference_framework!r}, reference)
+widen({candidate_framework!r}, candidate)
 if PLANTED:
     from alignment.faults import get_fault
     from alignment.frameworks import get_framework
@@ -255,6 +282,7 @@ ours = run({reference_framework!r}, reference, {owner!r}, {child!r}, "reference_
 theirs = run(
     {candidate_framework!r}, candidate, {candidate_owner!r}, {candidate_child!r}, "candidate_weight/", {candidate_label!r}
 )
+ours, theirs = cut(ours, {part!r}), cut(theirs, {candidate_part!r})
 theirs = theirs.T if {transpose!r} else theirs
 print("{what}")
 print("reference now against the reference as recorded: relative L2", relative(ours, DATA["reference"]))

@@ -19,7 +19,7 @@ from alignment.errors import AlignmentError
 from alignment.experiment import Case, Experiment
 from alignment.metrics import classification_metrics
 from alignment.trace import Trace
-from checkpoints import undo
+from checkpoints import Move, split, undo
 
 Tensors = dict[str, NDArray]
 
@@ -78,9 +78,10 @@ def _parameters(experiment: Experiment, side: str) -> Tensors:
     assert layout is not None
     state = next(iter(experiment.weights.values()))
     if side == "reference":
-        return state
+        parts = split(state, layout)
+        return {move.label: parts[move.label] for move in layout.moves}
     given = experiment.candidate_state(state)
-    return {move.source: undo(given[move.target], move) for move in layout.moves}
+    return {move.label: undo(given[move.target], move) for move in layout.moves}
 
 
 def _records(trace: Trace, kind: str) -> Tensors:
@@ -90,12 +91,13 @@ def _records(trace: Trace, kind: str) -> Tensors:
 def _gradients(experiment: Experiment, trace: Trace, side: str) -> Tensors:
     layout = experiment.layout
     assert layout is not None
-    moves = {(move.source if side == "reference" else move.target): move for move in layout.moves}
+    moves: dict[str, list[Move]] = {}
+    for move in layout.moves if side == "candidate" else ():
+        moves.setdefault(move.target, []).append(move)
     found: Tensors = {}
     for record in trace.records:
         if record.kind in ("gradient", "update") and record.value is not None:
-            move = moves.get(record.name)
-            value = record.value if move is None or side == "reference" else undo(record.value, move)
-            label = record.name if move is None else move.source
-            found[f"{label}.{record.kind}"] = value.astype(np.float32)
+            given = {move.label: undo(record.value, move) for move in moves.get(record.name, ())}
+            for label, value in (given or {record.name: record.value}).items():
+                found[f"{label}.{record.kind}"] = value.astype(np.float32)
     return found

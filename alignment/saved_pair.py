@@ -16,21 +16,19 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-import checkpoints
 from alignment.capture_file import SavedTrace
 from alignment.causes import WeightSuspect
 from alignment.compare import EPS64, Comparison, Pair, Tolerance, bitwise, measure
-from alignment.correspondence import OF_MODULES, correspond, path_of, rename, renamed
+from alignment.correspondence import OF_MODULES, first_names, packed_tensors, parted, path_of, rename, renamed
 from alignment.errors import AlignmentError
 from alignment.experiment import SIDES, Experiment, Options
 from alignment.frameworks import Framework
 from alignment.localise import FLOWS, FORWARD, Root, Scene, first_is_root, row_of
-from alignment.recorded import Recorded
+from alignment.recorded import Recorded, settle_recorded
 from alignment.report import StageResult, TensorResult
 from alignment.trace import Kind, Trace, widest
 from alignment.twins import Side, Twin
-from checkpoints import CheckpointError, Layout, NameMap, undo
-from checkpoints.names import Renamed
+from checkpoints import undo
 from fake_data import InputSpec
 
 Key = tuple[Kind, str]
@@ -51,8 +49,10 @@ class SavedPair(Scene):
     def __init__(self, reference: SavedTrace, candidate: SavedTrace) -> None:
         self.sides = {"reference": reference, "candidate": candidate}
         super().__init__(_experiment(reference, candidate), reference.weights, reference.batch)
-        self.reference64 = reference.trace
-        self.candidate64 = renamed(candidate.trace, {two: one for one, two in self.experiment.paths.items()})
+        packed = packed_tensors(self.experiment.layout)
+        records = (part for record in reference.trace.records for part in parted(record, packed))
+        self.reference64 = replace(reference.trace, records=tuple(records))
+        self.candidate64 = renamed(candidate.trace, self.experiment.called)
         self.forced_run = self.candidate64
         self.candidate_state = candidate.state
 
@@ -143,14 +143,13 @@ class SavedPair(Scene):
     @cached_property
     def ties(self) -> dict[str, str]:
         """Reference's name of a weight that is tied on one side only, or to another -> what is wrong, in words."""
-        theirs = {slot.name: slot.tied_to for slot in self.sides["candidate"].slots}
+        theirs = first_names(self.sides["candidate"].slots, {move.target for move in self.moves.values()})
         found = {}
-        for slot in self.sides["reference"].slots:
-            if slot.name in self.moves:
-                held, other = self.moves.get(slot.tied_to or ""), theirs[self.moves[slot.name].target]
-                if (held.target if held else None) != other:
-                    one, two = slot.tied_to or "nothing", other or "nothing"
-                    found[slot.name] = f"tied to {one} on the reference side, to {two} on the candidate's"
+        for name, tied in first_names(self.experiment.slots, self.moves).items():
+            other = theirs[self.moves[name].target]
+            if (self.moves[tied].target if tied else None) != other:
+                one, two = tied or "nothing", other or "nothing"
+                found[name] = f"tied to {one} on the reference side, to {two} on the candidate's"
         return found
 
     # ------------------------------------------------------------------------------------------------------ localising
@@ -239,7 +238,7 @@ class SavedPair(Scene):
 
     def _gradient_from(self, name: str) -> Iterator[Key]:
         """What a parameter's gradient was computed from: every call of each module that holds it, under all of its names."""
-        slots = {slot.name: slot.tied_to or slot.name for slot in self.sides["reference"].slots}
+        slots = {slot.name: slot.tied_to or slot.name for slot in self.experiment.slots}
         holders = {
             self._calls.holder(other.rpartition(".")[0]) for other, one in slots.items() if one == slots.get(name)
         }
@@ -354,7 +353,9 @@ def _experiment(reference: SavedTrace, candidate: SavedTrace) -> Experiment:
     """
     _same_question(reference, candidate)
     ours, theirs = (cast(Framework, Recorded(saved.about)) for saved in (reference, candidate))
-    layout = _layout(reference, candidate)
+    layout, mismatch, scope, paths = settle_recorded(reference.about, candidate.about)
+    if layout is None:
+        raise AlignmentError("the two traces are not of models whose weights correspond: " + "\n  ".join(mismatch))
     twin = Twin(
         reference.about.twin,
         "two captures",
@@ -375,24 +376,15 @@ def _experiment(reference: SavedTrace, candidate: SavedTrace) -> Experiment:
         None,
         layout,
         (),
-        correspond(reference.about.modules, candidate.about.modules, layout),
+        paths,
         {reference.weights: reference.state},
         (reference.batch,),
         reference.about.data,
         (),
         (),
         1,
+        scope=scope,
     )
-
-
-@dataclass(frozen=True)
-class Counterparts(NameMap):
-    """What a name map made of each name, without its patterns."""
-
-    known: Mapping[str, Renamed | None] = field(default_factory=dict)
-
-    def rename(self, name: str) -> Renamed | None:
-        return self.known.get(name, Renamed(name))
 
 
 def no_inputs(_settings: Mapping[str, Any]) -> InputSpec:
@@ -422,19 +414,6 @@ def _equal(one: NDArray | None, two: NDArray | None) -> bool:
     if one is None or two is None:
         return one is two
     return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
-
-
-def _layout(reference: SavedTrace, candidate: SavedTrace) -> Layout:
-    try:
-        return checkpoints.plan(
-            reference.slots,
-            candidate.slots,
-            reference.trace.framework,
-            candidate.trace.framework,
-            Counterparts(known=reference.about.counterparts),
-        )
-    except CheckpointError as error:
-        raise AlignmentError(f"the two traces are not of models whose weights correspond: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ reporting
@@ -483,7 +462,7 @@ def _listed(pair: SavedPair, key: Key) -> bool:
 
 
 def _weight_rows(pair: SavedPair) -> Iterator[TensorResult]:
-    roles = {slot.name: slot.role for slot in pair.sides["reference"].slots}
+    roles = {slot.name: slot.role for slot in pair.experiment.slots}
     for name, comparison in pair.weight_comparisons.items():
         wrong = comparison.verdict == "diverged"
         if comparison.verdict == "aligned" and name in pair.ties:
@@ -498,7 +477,7 @@ def _row(pair: SavedPair, key: Key, roots: set[tuple[str, str]]) -> TensorResult
     if comparison.verdict == "diverged" and kind == "input" and key not in pair.differing:
         reason = f"no matter: all that {path_of(name)} makes of it agrees; {comparison.reason}"
         comparison = replace(comparison, verdict="aligned", reason=reason, strain=0.0)
-    theirs = rename(name, pair.experiment.paths) if kind in OF_MODULES else name
+    theirs = rename(name, pair.experiment.own_words) if kind in OF_MODULES else name
     if kind == "gradient" and name in pair.moves:
         theirs = pair.moves[name].target
     known = name in pair.reference64.names(kind)
@@ -533,7 +512,7 @@ def _result(pair: SavedPair, record: str, ours: str | None, theirs: str | None, 
 def weight_suspects(pair: SavedPair) -> Iterator[WeightSuspect]:
     """A suspect for each weight that is not the reference's. What the candidate's own initialiser gives it is not known."""
     others = {name: _wide(value) for name, value in pair.state.items()}
-    for slot in pair.sides["reference"].slots:
+    for slot in pair.experiment.slots:
         if slot.name in pair.wrong_weights:
             move = pair.moves[slot.name]
             theirs = _wide(undo(pair.candidate_state[move.target], move))

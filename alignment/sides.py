@@ -145,7 +145,7 @@ class _View:
         prefix = f"{path}."
         local = {n.removeprefix(prefix) for n in scene.moves if n.startswith(prefix) and "." not in n[len(prefix) :]}
         self.weights = {name: np.asarray(state[prefix + name], dtype=np.float64) for name in local}
-        slots = experiment.reference.slots(experiment.reference_model)
+        slots = experiment.slots
         tied = {slot.tied_to for slot in slots if slot.tied_to} | {slot.name for slot in slots if slot.tied_to}
         self.gradients = {
             name: trace.get("gradient", prefix + name)
@@ -327,12 +327,12 @@ def _loss(scene: Scene, parameter: str, side: str, change: Array) -> float:
     model = scene.model(side, "float64")
     state = {**scene.state, parameter: _wide(scene.state[parameter]) + change}
     experiment = scene.experiment
-    slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
-    state |= {name: state[parameter] for name, slot in slots.items() if slot.tied_to == parameter}
+    assert experiment.layout is not None
+    state |= {slot.name: state[parameter] for slot in experiment.slots if slot.tied_to == parameter}
+    state = checkpoints.join(state, experiment.layout)
     if side == "candidate":
-        assert experiment.layout is not None
         dtypes = {name: str(value.dtype) for name, value in state.items()}
-        state = checkpoints.convert(state, checkpoints.retype(experiment.layout, dtypes))
+        state = experiment.converted(state, checkpoints.retype(experiment.layout, dtypes))
     framework, _ = experiment.side(side)
     framework.load_state(model, state)
     try:

@@ -7,6 +7,7 @@ cases (`judge_cases`), which compares every record as it comes and keeps no arra
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.compare import EPS32, Comparison, Pair, Tolerance, bitwise, measure, overall, settle
-from alignment.correspondence import path_of, rename
+from alignment.correspondence import first_names, holder, path_of, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import LEARNING_RATE, Case, Experiment
 from alignment.frameworks import Framework, ModuleInfo, own_loss
@@ -23,8 +24,9 @@ from alignment.fullsize import FULL_SIZE, Shares, judge_full_size
 from alignment.initializers import FALSE_ALARM_RATE, compare_initializers
 from alignment.metrics import classification_metrics
 from alignment.report import StageResult, TensorResult
+from alignment.scope import Scope, listed, with_reason
 from alignment.trace import Kind, Record, Trace, widest
-from checkpoints import CheckpointError, Move, Slot, undo
+from checkpoints import CheckpointError, Move, Slot, split, split_slots, undo
 
 Progress = Callable[[], None]
 
@@ -36,6 +38,8 @@ CRITERION_RANGE = 32.0
 OUTPUTS = ("logits", "output")
 # Units in the last place of the summed sizes of its terms that the float32 error of a gradient may have.
 SUMMED_ULPS = 64.0
+# Rules of a comparison that a tolerance has a say in.
+OWN = ("semantics", "precision")
 # How the reason of a parameter without a gradient begins.
 UNUSED = "unused"
 # How that of a running variance begins which is estimated without bias on one side only.
@@ -66,7 +70,33 @@ def run_stages(experiment: Experiment, progress: Progress, probe: Experiment | N
                 raise
             judged, reason = [], str(error)
         results += [stage_of(stage, judged, reason) for stage in running]
-    return tuple(results)
+    return tuple(within(experiment.scope, result) for result in results)
+
+
+def within(scope: Scope, stage: StageResult) -> StageResult:
+    """The stage without what the mapping leaves out of the comparison, and with notes on that and on own tolerances."""
+    left_out: dict[str, list[str]] = {}
+    own: dict[str, list[str]] = {}
+    kept = []
+    for row in stage.tensors:
+        reason = scope.left_out(row.record, row.reference_name, row.candidate_name)
+        left_out.setdefault(reason, []).append(row.name)
+        if not reason:
+            kept.append(row)
+        tolerance = scope.own(row.reference_name, row.candidate_name) if row.decided_by in OWN else None
+        if tolerance is not None and not reason:
+            own.setdefault(tolerance.reason, []).append(row.name)
+    said = {"ignored": "ignored by the mapping", "inside": "inside a boundary", "wrapper": "only wrapping another"}
+    notes = [
+        f"not compared, {words}: {len(left_out[why])} of {len(stage.tensors)} tensors ({listed(left_out[why])})"
+        for why, words in said.items()
+        if why in left_out
+    ]
+    notes += [f"a tolerance of their own ({why}): {listed(names)}" for why, names in own.items()]
+    if not notes:
+        return stage
+    rows = tuple(kept) or (_not_run("nothing was compared: the mapping leaves out all there is"),)
+    return replace(stage, tensors=rows, notes=(*stage.notes, *notes))
 
 
 def stage_of(stage: Stage, judged: Iterable[TensorResult], reason: str = "") -> StageResult:
@@ -136,7 +166,7 @@ def structure(experiment: Experiment) -> StageResult:
         for side, kind, slot in zip(("reference", "candidate"), kinds, slots, strict=True)
     ]
     rates = [framework.get_option(model, "Dropout", "p") for framework, model in sides]
-    called = {two: one for one, two in experiment.paths.items()}
+    called, notes = experiment.called, [*notes, *experiment.scope.notes]
     kinds[1] = {called.get(path, path): module for path, module in kinds[1].items()}
     rates[1] = {called.get(path, path): rate for path, rate in rates[1].items()}
     tensors = (*_modules(kinds[0], kinds[1], rates[0], rates[1]), *_slots(experiment, slots[0], slots[1]))
@@ -191,27 +221,31 @@ def _slots(experiment: Experiment, reference: tuple[Slot, ...], candidate: tuple
     if experiment.layout is None:
         yield from _unmatched(reference, theirs, experiment.mismatch)
         return
-    moves = {move.source: move for move in experiment.layout.moves}
+    moves = {move.label: move for move in experiment.layout.moves}
     dropped = {extra.name: extra for extra in experiment.layout.dropped}
-    partner = {move.source: move.target for move in experiment.layout.moves}
-    for slot in reference:
+    parts = split_slots(reference, experiment.layout)
+    our_ties = first_names(parts, moves)
+    their_ties = first_names(candidate, {move.target for move in moves.values()})
+    for slot in parts:
         if slot.name in dropped:
             reason = f"no counterpart: {dropped[slot.name].reason}"
             yield TensorResult(slot.role, slot.name, None, slot.shape, "aligned", reason)
             continue
-        move = moves[slot.name]
-        other = theirs[move.target]
+        if slot.name not in moves:
+            reason = f"one more name of {slot.tied_to or 'its tensor'}, and of no other tensor"
+            yield TensorResult(slot.role, slot.name, None, slot.shape, "aligned", reason)
+            continue
+        move, tied = moves[slot.name], our_ties[slot.name]
+        other, tied_there = theirs[move.target], their_ties[move.target]
         problems = []
         if slot.role != other.role:
             problems.append(f"a {slot.role} on the reference side, a {other.role} on the candidate's")
-        tied = partner.get(slot.tied_to) if slot.tied_to else None
-        if tied != other.tied_to:
+        if (moves[tied].target if tied else None) != tied_there:
             problems.append(
-                f"tied to {slot.tied_to or 'nothing'} on the reference side, to {other.tied_to or 'nothing'} "
-                "on the candidate's"
+                f"tied to {tied or 'nothing'} on the reference side, to {tied_there or 'nothing'} on the candidate's"
             )
         reason = "; ".join(problems) or f"{slot.kind}.{slot.local} {slot.dtype}, {move.operation}" + (
-            f", tied to {slot.tied_to}" if slot.tied_to else ""
+            f", tied to {tied}" if tied else ""
         )
         yield TensorResult(
             slot.role,
@@ -222,6 +256,9 @@ def _slots(experiment: Experiment, reference: tuple[Slot, ...], candidate: tuple
             reason,
             strain=math.inf if problems else 0.0,
         )
+    for name in sorted(experiment.scope.kept):
+        slot = theirs[name]
+        yield TensorResult(slot.role, None, name, slot.shape, "aligned", "no counterpart: it keeps its own values")
     for extra in experiment.layout.filled:
         yield TensorResult(
             theirs[extra.name].role, None, extra.name, extra.shape, "aligned", f"no counterpart: {extra.reason}"
@@ -233,9 +270,11 @@ def _unmatched(
 ) -> Iterable[TensorResult]:
     """The tensors that keep the candidate from taking the reference's weights, each with what the converter said of it."""
     said = {line.partition(":")[0].partition(" → ")[0]: line.partition(":")[2].strip() for line in mismatch[1:]}
+    of = {re.sub(r"\[\w+\]$", "", name): name for name in said}  # a part is a problem of its whole
     for slot in reference:
         other = theirs.pop(slot.name, None)
-        problem = said.pop(slot.name, None) if other else "missing on the candidate side"
+        problem = said.pop(of.get(slot.name, slot.name), None)
+        problem = problem if other or not problem else "missing on the candidate side"
         yield TensorResult(
             slot.role,
             slot.name,
@@ -246,8 +285,9 @@ def _unmatched(
             strain=math.inf if problem else 0.0,
         )
     for name, slot in theirs.items():
-        reason = "missing on the reference side"
-        yield TensorResult(slot.role, None, name, slot.shape, "diverged", reason, strain=math.inf)
+        if said.pop(of.get(name, name), None):
+            reason = "missing on the reference side"
+            yield TensorResult(slot.role, None, name, slot.shape, "diverged", reason, strain=math.inf)
     listed = {slot.name for slot in reference} | set(theirs)
     for name, reason in said.items():
         if name not in listed:
@@ -274,15 +314,16 @@ def _after_conversion(experiment: Experiment) -> list[TensorResult]:
     layout = experiment.layout
     assert layout is not None
     found: list[TensorResult] = []
-    slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
+    slots = {slot.name: slot for slot in experiment.slots}
     for name, state in experiment.weights.items():
         reference, candidate = experiment.build("reference"), experiment.build("candidate")
         experiment.reference.load_state(reference, state)
         experiment.candidate.load_state(candidate, experiment.candidate_state(state))
         ours, theirs = experiment.reference.read_state(reference), experiment.candidate.read_state(candidate)
+        ours = split(ours, layout)
         for move in layout.moves:
-            comparison = bitwise(ours[move.source], undo(theirs[move.target], move))
-            found.append(result_of(slots[move.source].role, move.source, move.target, comparison, name))
+            comparison = bitwise(ours[move.label], undo(theirs[move.target], move))
+            found.append(result_of(slots[move.label].role, move.label, move.target, comparison, name))
     return merge(found)
 
 
@@ -296,23 +337,24 @@ def drawn_initializers(experiment: Experiment, seeds: int) -> dict[str, tuple[ND
     """Reference's name -> what the two initialisers give the tensor under each seed, in the reference's layout."""
     layout = experiment.layout
     assert layout is not None
-    roles = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
-    moves = [move for move in layout.moves if roles[move.source].tied_to is None]
+    ties = first_names(experiment.slots, {move.label for move in layout.moves})
+    moves = [move for move in layout.moves if ties[move.label] is None]
     drawn: dict[str, dict[str, list[NDArray]]] = {"reference": {}, "candidate": {}}
     for side in drawn:
         framework, _ = experiment.side(side)
         for seed in range(seeds):
             state = framework.read_state(experiment.build(side, seed=1 + seed))
+            state = split(state, layout) if side == "reference" else state
             for move in moves:
-                value = state[move.source] if side == "reference" else undo(state[move.target], move)
-                drawn[side].setdefault(move.source, []).append(value)
+                value = state[move.label] if side == "reference" else undo(state[move.target], move)
+                drawn[side].setdefault(move.label, []).append(value)
     ours, theirs = drawn["reference"], drawn["candidate"]
-    return {move.source: (np.stack(ours.pop(move.source)), np.stack(theirs.pop(move.source))) for move in moves}
+    return {move.label: (np.stack(ours.pop(move.label)), np.stack(theirs.pop(move.label))) for move in moves}
 
 
 def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
     assert experiment.layout is not None
-    targets = {move.source: move.target for move in experiment.layout.moves}
+    targets = {move.label: move.target for move in experiment.layout.moves}
     drawn = drawn_initializers(experiment, seeds)
     found = []
     for name, (ours, theirs) in drawn.items():
@@ -326,7 +368,10 @@ def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """One comparison of one record in one case, its precision not yet judged."""
+    """One comparison of one record in one case, its precision not yet judged.
+
+    usual: the same by the usual tolerance, where the record has one of its own.
+    """
 
     record: str
     reference_name: str | None
@@ -334,6 +379,7 @@ class _Measured:
     comparison: Comparison
     weights: str
     batch: str
+    usual: Comparison | None = None
 
 
 def judge_cases(
@@ -354,14 +400,24 @@ def judge_cases(
     results = []
     summands = _Summands(experiment)
     for group in groups.values():
-        settled = settle([one.comparison for one in group])
-        if any(comparison.decided_by == "precision" for comparison in settled) and group[0].record == "gradient":
-            settled = settle([summands.allow(one) for one in group])
+        own = experiment.scope.own(group[0].reference_name, group[0].candidate_name)
+        settled = _settled(group, summands, own.tolerance if own else None)
+        if own is not None:
+            usual = _settled([replace(one, comparison=one.usual or one.comparison) for one in group], summands)
+            settled = [with_reason(*pair, own) for pair in zip(settled, usual, strict=True)]
         for one, comparison in zip(group, settled, strict=True):
             results.append(
                 result_of(one.record, one.reference_name, one.candidate_name, comparison, one.weights, one.batch)
             )
     return merge([*results, *metrics])
+
+
+def _settled(group: list[_Measured], summands: _Summands, tolerance: Tolerance | None = None) -> list[Comparison]:
+    """The comparisons of one record in all cases, their precision judged."""
+    settled = settle([one.comparison for one in group], tolerance)
+    if any(comparison.decided_by == "precision" for comparison in settled) and group[0].record == "gradient":
+        settled = settle([summands.allow(one) for one in group], tolerance)
+    return settled
 
 
 class _Summands:
@@ -389,12 +445,9 @@ class _Summands:
     def _size(self, weights: str, batch: str, name: str, shape: tuple[int, ...]) -> float:
         """Σ|term| of an element of the gradient, about: number of terms × size of the output's gradient × of the input."""
         trace = self._trace(weights, batch)
-        owner = _owner(name)
-        flows = [
-            trace.get("activation gradient", call)
-            for call in trace.names("activation gradient")
-            if path_of(call) == owner
-        ]
+        calls = trace.names("activation gradient")
+        owner = holder(name, {path_of(call) for call in calls})
+        flows = [trace.get("activation gradient", call) for call in calls if path_of(call) == owner]
         inputs = [trace.get("input", call) for call in trace.names("input") if path_of(call) == owner]
         seen = [max(1.0, _rms(x)) for x in inputs if x is not None and x.dtype.kind == "f" and x.size] or [1.0]
         terms = sum(flow.size * _rms(flow) for flow in flows if flow is not None and flow.size)
@@ -419,7 +472,7 @@ def _judge_activations(experiment: Experiment, case: Case) -> Iterable[_Measured
         candidate = dict.fromkeys((*case.candidate64.names(kind), *case.candidate32.names(kind)))
         for name in dict.fromkeys((*reference, *candidate)):
             pair = _pair(case, kind, name)
-            theirs = rename(name, experiment.paths) if kind == "activation" else name
+            theirs = rename(name, experiment.own_words) if kind == "activation" else name
             yield _measured(
                 case, kind, name if name in reference else None, theirs if name in candidate else None, pair
             )
@@ -562,8 +615,9 @@ def _margins(logits: NDArray) -> NDArray[np.float64]:
 def _judge_gradients(experiment: Experiment, case: Case) -> Iterable[_Measured]:
     layout = experiment.layout
     assert layout is not None
-    own = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
-    moves = [move for move in layout.moves if own[move.source].role == "parameter" and own[move.source].tied_to is None]
+    own = {slot.name: slot for slot in experiment.slots}
+    ties = first_names(own.values(), {move.label for move in layout.moves})
+    moves = [move for move in layout.moves if own[move.label].role == "parameter" and ties[move.label] is None]
     scale = case.gradient_scale
     # Equal terms round alike, so that their roundings add up where those of different ones cancel.
     first = next(iter(case.batch.inputs.values()))
@@ -572,14 +626,14 @@ def _judge_gradients(experiment: Experiment, case: Case) -> Iterable[_Measured]:
         if name in OUTPUTS or name.startswith("output["):
             yield _measured(case, "gradient", name, name, _pair(case, "gradient", name, scale))
     order = _backward_order(case.reference64)
-    weights = experiment.weights[case.weights]
-    stepped = not {move.source for move in moves}.isdisjoint(case.reference64.names("update"))
-    for move in sorted(moves, key=lambda move: order.get(_owner(move.source), -1)):
+    weights = split(experiment.weights[case.weights], layout)
+    stepped = not {move.label for move in moves}.isdisjoint(case.reference64.names("update"))
+    for move in sorted(moves, key=lambda move: order.get(holder(move.source, order), -1)):
         yield _judge_gradient(move, case, scale, rows)
         if stepped:
-            yield _judge_update(move, case, max(LEARNING_RATE, widest([weights[move.source]])))
+            yield _judge_update(move, case, max(LEARNING_RATE, widest([weights[move.label]])))
     for move in layout.moves:
-        if own[move.source].role == "buffer" and case.reference64.get("update", move.source) is not None:
+        if own[move.label].role == "buffer" and case.reference64.get("update", move.label) is not None:
             yield _judge_statistic(experiment, move, case)
 
 
@@ -587,23 +641,23 @@ def _judge_gradient(move: Move, case: Case, scale: float, rows: int) -> _Measure
     ours, theirs = _both("gradient", move, case)
     unused = _unused(ours, theirs)
     if unused is not None:
-        return _Measured("gradient", move.source, move.target, unused, case.weights, case.batch.name)
+        return _Measured("gradient", move.label, move.target, unused, case.weights, case.batch.name)
     pair = Pair(
         ours[0],
         theirs[0],
         ours[1],
         theirs[1],
-        _noise(case, "gradient", move.source),
+        _noise(case, "gradient", move.label),
         scale=scale,
         scale32=EPS32 * scale,
         summands=rows,
     )
-    return _measured(case, "gradient", move.source, move.target, pair)
+    return _measured(case, "gradient", move.label, move.target, pair)
 
 
 def _both(kind: Kind, move: Move, case: Case) -> tuple[list[NDArray | None], list[NDArray | None]]:
     """Float32 and float64 values of the reference, and of the candidate in the reference's layout."""
-    ours = [trace.get(kind, move.source) for trace in (case.reference32, case.reference64)]
+    ours = [trace.get(kind, move.label) for trace in (case.reference32, case.reference64)]
     theirs = [trace.get(kind, move.target) for trace in (case.candidate32, case.candidate64)]
     return ours, [value if value is None or value.shape != move.shape_to else undo(value, move) for value in theirs]
 
@@ -632,7 +686,7 @@ def _judge_update(move: Move, case: Case, scale: float) -> _Measured:
         scale=scale,
         scale32=scale,
     )
-    return _measured(case, "update", move.source, move.target, pair)
+    return _measured(case, "update", move.label, move.target, pair)
 
 
 def _judge_statistic(experiment: Experiment, move: Move, case: Case) -> _Measured:
@@ -700,15 +754,14 @@ def _backward_order(trace: Trace) -> dict[str, int]:
     return {name: len(names) - position for name, position in last.items()}
 
 
-def _owner(parameter: str) -> str:
-    return parameter.rpartition(".")[0]
-
-
 # ---------------------------------------------------------------------------------------------------------------- tools
 
 
 def _measured(case: Case, record: str, reference: str | None, candidate: str | None, pair: Pair) -> _Measured:
-    return _Measured(record, reference, candidate, measure(pair, Tolerance()), case.weights, case.batch.name)
+    own = case.scope.own(reference, candidate)
+    usual = measure(pair, Tolerance())
+    comparison = measure(pair, own.tolerance) if own else usual
+    return _Measured(record, reference, candidate, comparison, case.weights, case.batch.name, usual if own else None)
 
 
 def merge(results: Iterable[TensorResult]) -> list[TensorResult]:

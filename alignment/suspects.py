@@ -12,7 +12,7 @@ from alignment.causes.initialization import initializer_suspects
 from alignment.causes.structure import structure_suspects
 from alignment.experiment import LEARNING_RATE, SIDES, Experiment
 from alignment.report import TensorResult
-from checkpoints import undo
+from checkpoints import split, undo
 
 
 def other_suspects(experiment: Experiment, rows: Sequence[tuple[int, TensorResult]]) -> Iterator[AnySuspect]:
@@ -31,19 +31,20 @@ def other_suspects(experiment: Experiment, rows: Sequence[tuple[int, TensorResul
 def _weights(experiment: Experiment, names: list[str]) -> Iterator[WeightSuspect]:
     layout = experiment.layout
     assert layout is not None
-    slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
+    slots = {slot.name: slot for slot in experiment.slots}
     state = next(reversed(experiment.weights.values()))
     given = experiment.candidate_state(state)
+    state = split(state, layout)
     own = experiment.candidate.read_state(experiment.candidate_model)
     for move in layout.moves:
-        if move.source in names:
-            slot = slots[move.source]
+        if move.label in names:
+            slot = slots[move.label]
             yield WeightSuspect(
                 slot.role,
-                move.source,
+                move.label,
                 slot.kind,
                 slot.local,
-                _wide(state[move.source]),
+                _wide(state[move.label]),
                 _wide(undo(given[move.target], move)),
                 _wide(undo(own[move.target], move)),
                 {other: _wide(value) for other, value in state.items()},
@@ -54,8 +55,8 @@ def _updates(experiment: Experiment, rows: Iterable[TensorResult]) -> Iterator[A
     """The steps of both sides in float64, where the row says they differ most."""
     layout = experiment.layout
     assert layout is not None
-    moves = {move.source: move for move in layout.moves}
-    slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
+    moves = {move.label: move for move in layout.moves}
+    slots = {slot.name: slot for slot in experiment.slots}
     batches = {batch.name: batch for batch in experiment.batches}
     for row in rows:
         if row.name not in moves or row.weights is None or row.batch not in batches:
@@ -78,12 +79,15 @@ def _updates(experiment: Experiment, rows: Iterable[TensorResult]) -> Iterator[A
         slot, ours, theirs = slots[row.name], values["reference", "update"], values["candidate", "update"]
         if slot.role == "buffer":
             owner = row.name.rpartition(".")[0]
-            momentum = experiment.reference.options(experiment.reference_model, owner).get("momentum")
-            yield StatisticSuspect(row.name, slot.local, _wide(state[row.name]), ours, theirs, momentum=momentum)
+            momentum = experiment.reference.options(experiment.model("reference", "float64").module, owner).get(
+                "momentum"
+            )
+            value = _wide(split(state, layout)[row.name])
+            yield StatisticSuspect(row.name, slot.local, value, ours, theirs, momentum=momentum)
         elif {("reference", "gradient"), ("candidate", "gradient")} <= set(values):
             yield UpdateSuspect(
                 row.name,
-                _wide(state[row.name]),
+                _wide(split(state, layout)[row.name]),
                 (values["reference", "gradient"],),
                 (values["candidate", "gradient"],),
                 (ours,),

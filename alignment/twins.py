@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from alignment.errors import AlignmentError
 from alignment.frameworks import FRAMEWORKS, Loss, Target
+from alignment.mapping import ModelMapping
 from checkpoints import NameMap
 from fake_data import Field, Ids, InputSpec, Labels, Mask
 
@@ -65,6 +66,7 @@ class Twin:
     mask_input:  (module path, position of the argument) where the mask enters, for planting mask faults.
     data:        where inputs come from when nothing else is asked for.
     names:       how the reference's tensors are called in the candidate, where the two differ.
+    mapping:     what else there is to say where parts or names differ; a mapping given to a check goes in its place.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Twin:
     mask_input: tuple[str, int] | None = None
     data: Literal["fake", "synthetic"] = "fake"
     names: NameMap = field(default_factory=NameMap)
+    mapping: ModelMapping = field(default_factory=ModelMapping)
 
 
 def get_twin(name: str) -> Twin:

@@ -6,21 +6,41 @@
 
 from checkpoints._dtypes import RAW16
 from checkpoints._files import write_aside
-from checkpoints.convert import Proof, as_stored, convert, convert_proved, plan, retype, reverse, undo
+from checkpoints.convert import (
+    Proof,
+    aliases,
+    as_stored,
+    backwards,
+    convert,
+    convert_proved,
+    fill_aliases,
+    holders,
+    join,
+    part_of,
+    plan,
+    retype,
+    reverse,
+    split,
+    split_slots,
+    undo,
+    undo_view,
+)
 from checkpoints.errors import CheckpointError
 from checkpoints.formats import (
     FRAMEWORK_OF,
     Checkpoint,
-    check_destination,
     map_checkpoint,
+    open_checkpoint,
     read,
     read_boxed,
     read_checkpoint,
     read_npy,
-    write,
 )
-from checkpoints.layout_file import Extra, Layout, Move
+from checkpoints.layout_file import Extra, Layout, Move, Part, label_of
 from checkpoints.names import NameMap, Rename
+from checkpoints.places import check_destination, existing_shards, parse_size, write
+from checkpoints.stored import OpenCheckpoint, Stored
+from checkpoints.stream import Streamed, stream
 from checkpoints.structure import Slot
 
 __all__ = [
@@ -32,14 +52,28 @@ __all__ = [
     "Layout",
     "Move",
     "NameMap",
+    "OpenCheckpoint",
+    "Part",
     "Proof",
     "Rename",
     "Slot",
+    "Stored",
+    "Streamed",
+    "aliases",
     "as_stored",
+    "backwards",
     "check_destination",
     "convert",
     "convert_proved",
+    "existing_shards",
+    "fill_aliases",
+    "holders",
+    "join",
+    "label_of",
     "map_checkpoint",
+    "open_checkpoint",
+    "parse_size",
+    "part_of",
     "plan",
     "read",
     "read_boxed",
@@ -47,7 +81,11 @@ __all__ = [
     "read_npy",
     "retype",
     "reverse",
+    "split",
+    "split_slots",
+    "stream",
     "undo",
+    "undo_view",
     "write",
     "write_aside",
 ]

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from checkpoints import _pickle
-from checkpoints._dtypes import DTYPES, bytes_of, name_of
+from checkpoints import _pickle, _zip
+from checkpoints._dtypes import DTYPES, Spec
 from checkpoints.errors import CheckpointError
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -49,49 +49,75 @@ class _Storage:
         self.dtype = dtype
 
 
-def read(data: memoryview, file: BinaryIO) -> Any:
-    """The object a torch file holds, its tensors NumPy arrays (views where the file shares storages).
+Check = Callable[[np.ndarray], None]
+
+
+def read(data: memoryview, file: BinaryIO) -> tuple[Any, Check | None]:
+    """The object a torch file holds, its tensors read-only views of the file; and what checks an array's checksum.
 
     CheckpointError, or one of zipfile's and struct's errors, where the file is not what it should be.
     """
-    return _read_zip(file, len(data)) if data[:4] == ZIP_MAGIC else _read_legacy(data)
+    return _read_zip(data, file) if data[:4] == ZIP_MAGIC else (_read_legacy(data), None)
 
 
 # ---- the zip format ------------------------------------------------------------------------------------------------
 
 
-def _read_zip(file: BinaryIO, file_size: int) -> Any:
+def _read_zip(data: memoryview, file: BinaryIO) -> tuple[Any, Check]:
     with zipfile.ZipFile(file) as archive:
-        members = checked_members(archive, file_size)
-        pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(pickles) != 1:
-            raise CheckpointError("a zip archive, but not one that torch.save wrote (no single NAME/data.pkl)")
-        prefix = pickles[0].removesuffix("data.pkl")
-        order = _member(archive, members, prefix + "byteorder").tobytes() if prefix + "byteorder" in members else b""
-        if order not in (b"", b"little", b"big"):
-            raise CheckpointError("a torch archive of unknown byte order")
-        storages: dict[str, np.ndarray] = {}
+        members = checked_members(archive, len(data))
+    pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise CheckpointError("a zip archive, but not one that torch.save wrote (no single NAME/data.pkl)")
+    prefix = pickles[0].removesuffix("data.pkl")
+    order = bytes(_whole(data, members[prefix + "byteorder"])) if prefix + "byteorder" in members else b""
+    if order not in (b"", b"little", b"big"):
+        raise CheckpointError("a torch archive of unknown byte order")
+    storages: dict[str, np.ndarray] = {}
+    checked: set[str] = set()
 
-        def persistent(reference: Any) -> _Storage:
-            dtype, key, count = _storage_reference(reference, 5)
-            name = f"{prefix}data/{key}"
-            if name not in members:
-                raise CheckpointError(f"the storage {key!r} is not in the file")
-            width = dtype.itemsize if dtype else 1
-            if count * width != members[name].file_size:
-                raise CheckpointError(
-                    f"the storage {key!r} has {members[name].file_size} bytes, {count * width} are announced"
-                )
-            if key not in storages:
-                storages[key] = _member(archive, members, name)
-                if order == b"big":
-                    if dtype is None:
-                        raise CheckpointError("a big-endian storage without a dtype")
-                    storages[key] = storages[key].reshape(-1, dtype.itemsize)[:, ::-1].reshape(-1).copy()
-            return _Storage(storages[key], dtype)
+    def persistent(reference: Any) -> _Storage:
+        dtype, key, count = _storage_reference(reference, 5)
+        name = f"{prefix}data/{key}"
+        if name not in members:
+            raise CheckpointError(f"the storage {key!r} is not in the file")
+        width = dtype.itemsize if dtype else 1
+        if count * width != members[name].file_size:
+            raise CheckpointError(
+                f"the storage {key!r} has {members[name].file_size} bytes, {count * width} are announced"
+            )
+        if name not in storages:
+            if order == b"big":
+                if dtype is None:
+                    raise CheckpointError("a big-endian storage without a dtype")
+                raw = np.frombuffer(_whole(data, members[name]), np.uint8)
+                storages[name] = raw.reshape(-1, dtype.itemsize)[:, ::-1].reshape(-1).copy()
+            else:
+                storages[name] = np.frombuffer(_zip.bytes_at(data, members[name]), np.uint8)
+        return _Storage(storages[name], dtype)
 
-        content = _member(archive, members, pickles[0]).data
-        return _pickle.load(content, 0, _WORDS, persistent)[0]
+    content = _pickle.load(_whole(data, members[pickles[0]]), 0, _WORDS, persistent)[0]
+
+    def check(array: np.ndarray) -> None:
+        """Compare the checksum of the storage that `array` is a view of, once."""
+        at = _address(array)
+        for name, raw in storages.items() if array.size else ():
+            if name not in checked and raw.size and _address(raw) <= at < _address(raw) + raw.size:
+                _zip.check_sum(_zip.bytes_at(data, members[name]), members[name])
+                checked.add(name)
+
+    return content, check
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _whole(data: memoryview, info: zipfile.ZipInfo) -> memoryview:
+    """The bytes of a member, its checksum compared."""
+    content = _zip.bytes_at(data, info)
+    _zip.check_sum(content, info)
+    return content
 
 
 def checked_members(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipInfo]:
@@ -101,7 +127,7 @@ def checked_members(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfi
     for info in archive.infolist():
         if info.filename in members:
             raise CheckpointError(f"{info.filename!r} stands twice in the archive")
-        if info.filename.startswith("/") or ".." in info.filename.replace("\\", "/").split("/"):
+        if _zip.climbs(info.filename):
             raise CheckpointError(f"refused: {info.filename!r} in the archive points outside it")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise CheckpointError(f"refused: {info.filename!r} is compressed, which torch.save never does")
@@ -112,20 +138,6 @@ def checked_members(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfi
     if total > file_size:
         raise CheckpointError(f"refused: the archive announces {total} bytes in a file of {file_size}")
     return members
-
-
-def _member(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str) -> np.ndarray:
-    """The bytes of a member, uint8 [n], in memory of its own; at its end zipfile compares the checksum."""
-    raw = np.empty(members[name].file_size, np.uint8)
-    filled = 0
-    with archive.open(members[name]) as stream:
-        while filled < raw.size:
-            chunk = np.frombuffer(stream.read(1 << 24), np.uint8)
-            if not chunk.size:
-                raise CheckpointError(f"{name!r} ends too early; is the file truncated?")
-            raw[filled : filled + chunk.size] = chunk
-            filled += chunk.size
-    return raw
 
 
 # ---- the older format ----------------------------------------------------------------------------------------------
@@ -139,7 +151,8 @@ def _read_legacy(data: memoryview) -> Any:
             raise CheckpointError("not a file that torch.save wrote")
         if index == 2 and not (isinstance(value, dict) and value.get("little_endian") is True):
             raise CheckpointError("a torch file of the older format from a big-endian machine is not supported")
-    storages: dict[str, _Storage] = {}
+    sizes: dict[str, tuple[np.dtype, int]] = {}
+    found: dict[str, np.ndarray] = {}
     announced = 0
 
     def persistent(reference: Any) -> _Storage:
@@ -147,27 +160,32 @@ def _read_legacy(data: memoryview) -> Any:
         dtype, key, count = _storage_reference(reference, 6)
         if dtype is None or reference[5] is not None:
             raise CheckpointError("a torch file of the older format with a view of a storage is not supported")
-        if key not in storages:
-            announced += count * dtype.itemsize
+        size = count * dtype.itemsize
+        if key not in sizes:
+            announced += size
             if announced > len(data):
                 raise CheckpointError(f"the storages announce {announced} bytes in a file of {len(data)}")
-            storages[key] = _Storage(np.zeros(count * dtype.itemsize, np.uint8), dtype)
-        if storages[key].dtype != dtype:
+            sizes[key] = (dtype, size)
+        if sizes[key][0] != dtype:
             raise CheckpointError(f"the storage {key!r} has two dtypes")
-        return storages[key]
+        if sizes[key][1] != size:
+            raise CheckpointError(f"the storage {key!r} has two sizes")
+        # Zeros that nobody touches take no memory.
+        return _Storage(found[key] if found else np.zeros(size, np.uint8), dtype)
 
-    content, at = _pickle.load(data, at, _WORDS, persistent)
+    # Where the storages lie is written behind the object, so it is gone through twice: for its end, then for its tensors.
+    begin = at
+    _, at = _pickle.load(data, begin, _WORDS, persistent)
     keys, at = _pickle.load(data, at, {})
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(sizes):
         raise CheckpointError("the file's list of storages is not the one its tensors use")
     for key in keys:
-        raw, dtype = storages[key].raw, storages[key].dtype
-        assert dtype is not None
-        if at + 8 + raw.size > len(data) or struct.unpack_from("<q", data, at)[0] * dtype.itemsize != raw.size:
+        dtype, size = sizes[key]
+        if at + 8 + size > len(data) or struct.unpack_from("<q", data, at)[0] * dtype.itemsize != size:
             raise CheckpointError(f"the storage {key!r} is not whole; is the file truncated?")
-        raw[:] = np.frombuffer(data[at + 8 : at + 8 + raw.size], np.uint8)
-        at += 8 + raw.size
-    return content
+        found[key] = np.frombuffer(data[at + 8 : at + 8 + size], np.uint8)
+        at += 8 + size
+    return _pickle.load(data, begin, _WORDS, persistent)[0]
 
 
 # ---- what both share -----------------------------------------------------------------------------------------------
@@ -293,48 +311,37 @@ _WORDS: dict[str, _pickle.Call | None] = (
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
-def write(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write torch's zip format: a plain dict of contiguous tensors, for ``torch.load(…, weights_only=True)``."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        content = b"".join(_pickled(str(key), name, array) for key, (name, array) in enumerate(tensors.items()))
-        _add(archive, file, "data.pkl", memoryview(b"\x80\x02}(" + content + b"u."))
-        _add(archive, file, "byteorder", memoryview(b"little"))
-        for key, array in enumerate(tensors.values()):
-            _add(
-                archive,
-                file,
-                f"data/{key}",
-                bytes_of(array),
-            )
-        _add(archive, file, "version", memoryview(b"3\n"))
+def lay_out(tensors: Mapping[str, Spec]) -> _zip.Archive:
+    """Torch's zip format: a plain dict of contiguous tensors, for ``torch.load(…, weights_only=True)``."""
+    content = b"".join(_pickled(str(key), name, spec) for key, (name, spec) in enumerate(tensors.items()))
+    members = [
+        _zip.Member("archive/data.pkl", b"\x80\x02}(" + content + b"u.", alignment=ALIGNMENT),
+        _zip.Member("archive/byteorder", b"little", alignment=ALIGNMENT),
+    ]
+    members += [
+        _zip.Member(f"archive/data/{key}", b"", name, spec.nbytes, ALIGNMENT)
+        for key, (name, spec) in enumerate(tensors.items())
+    ]
+    return _zip.lay_out([*members, _zip.Member("archive/version", b"3\n", alignment=ALIGNMENT)])
 
 
-def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: memoryview) -> None:
-    info = zipfile.ZipInfo("archive/" + name, (1980, 1, 1, 0, 0, 0))
-    info.file_size = len(data)
-    large = info.file_size * 1.05 > zipfile.ZIP64_LIMIT
-    # A local header is 30 bytes, the name and the extra field: four bytes and padding, twenty more in a large member.
-    begin = file.tell() + 30 + len(info.filename) + 4 + (20 if large else 0)
-    padding = -begin % ALIGNMENT
-    info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-    with archive.open(info, "w", force_zip64=large) as stream:
-        for start in range(0, len(data), 1 << 26):
-            stream.write(data[start : start + (1 << 26)])
-
-
-def _pickled(key: str, name: str, array: np.ndarray) -> bytes:
+def _pickled(key: str, name: str, spec: Spec) -> bytes:
     """The opcodes of one item: the name, then the call that rebuilds the tensor from its storage."""
-    dtype = name_of(array.dtype)
-    # Not the array's own strides: NumPy gives an axis of size one any, even a negative one.
-    strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
+    dtype = spec.dtype
+    strides = [math.prod(spec.shape[axis + 1 :]) for axis in range(len(spec.shape))]
     if dtype in _STORAGE_OF:
-        rebuild, storage, count, last = "_rebuild_tensor_v2", f"ctorch\n{_STORAGE_OF[dtype]}\n", array.size, b""
+        rebuild, storage, count, last = (
+            "_rebuild_tensor_v2",
+            f"ctorch\n{_STORAGE_OF[dtype]}\n",
+            math.prod(spec.shape),
+            b"",
+        )
     else:
-        rebuild, storage, count = "_rebuild_tensor_v3", "ctorch.storage\nUntypedStorage\n", array.nbytes
+        rebuild, storage, count = "_rebuild_tensor_v3", "ctorch.storage\nUntypedStorage\n", spec.nbytes
         last = f"ctorch\n{dtype}\n".encode()
-    reference = b"(" + _text("storage") + storage.encode() + _text(key) + _text("cpu") + _int(count) + b"tQ"
+    reference = b"(" + _text("storage") + storage.encode() + _text(key) + _text("cpu") + int_opcode(count) + b"tQ"
     hooks = b"\x89ccollections\nOrderedDict\n)R"
-    arguments = reference + _int(0) + _ints(list(array.shape)) + _ints(strides) + hooks + last
+    arguments = reference + int_opcode(0) + _ints(list(spec.shape)) + _ints(strides) + hooks + last
     return _text(name) + f"ctorch._utils\n{rebuild}\n(".encode() + arguments + b"tR"
 
 
@@ -343,7 +350,7 @@ def _text(text: str) -> bytes:
     return b"X" + struct.pack("<I", len(raw)) + raw
 
 
-def _int(value: int) -> bytes:
+def int_opcode(value: int) -> bytes:
     if value < 2**31:
         return b"J" + struct.pack("<i", value)
     raw = value.to_bytes(9, "little", signed=True)
@@ -351,4 +358,4 @@ def _int(value: int) -> bytes:
 
 
 def _ints(values: list[int]) -> bytes:
-    return b"(" + b"".join(map(_int, values)) + b"t"
+    return b"(" + b"".join(map(int_opcode, values)) + b"t"

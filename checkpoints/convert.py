@@ -6,6 +6,7 @@ the tensors, and proves each time that there and back is bit-identical.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,17 +14,21 @@ import numpy as np
 
 from checkpoints._dtypes import DTYPES, FLOATING, RAW16, name_of, same_bits
 from checkpoints.errors import CheckpointError
-from checkpoints.layout_file import Extra, Layout, Move, Shape
-from checkpoints.layouts import OPTIONAL, TABLES, Layer, Operation, compose, shape_after
+from checkpoints.layout_file import Extra, Layout, Move, Part, Shape, label_of, part_shape
+from checkpoints.layouts import FROZEN, OPTIONAL, TABLES, Layer, Operation, compose, reason_to_lack, shape_after
 from checkpoints.names import NameMap
 from checkpoints.structure import Slot
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What one conversion showed: counts of tensors and bytes, and that there and back gave every bit again."""
+    """What one conversion showed: counts of tensors and bytes, and that there and back gave every bit again.
+
+    moved: what was moved, a part of a packed tensor counted by itself; parts: how many of these are such parts.
+    """
 
     moved: int
+    parts: int
     transposed: int
     reshaped: int
     dropped: int
@@ -38,13 +43,32 @@ class Proof:
 
 @dataclass(frozen=True)
 class _Place:
-    """A slot with its canonical reading."""
+    """A slot, or a part of one, with its canonical reading."""
 
     slot: Slot
     kind: str | None  # canonical kind; None: a bare tensor
     local: str  # canonical local name
-    name: str  # canonical full name
+    stored: str  # the end of the slot's name
+    read: str  # the canonical end in its place
     operation: Operation
+    part: Part | None = None
+
+    @property
+    def name(self) -> str:
+        """The canonical full name."""
+        return self.called(self.slot.name)
+
+    @property
+    def label(self) -> str:
+        """The slot's name, and which part of it."""
+        return label_of(self.slot.name, self.part)
+
+    def called(self, name: str) -> str:
+        """The canonical name of this tensor where its own is `name`."""
+        if name == self.stored:
+            return self.read
+        ending = "." + self.stored
+        return name.removesuffix(ending) + "." + self.read if name.endswith(ending) else name
 
 
 def plan(
@@ -57,67 +81,80 @@ def plan(
     """The layout that turns `source`'s state dict into `target`'s.
 
     Tensors pair by name: the source's own name, taken through `names`, and each framework's word for the same tensor of
-    the same layer kind (``running_mean`` and ``_mean``). Every source tensor is used exactly once or dropped with a
-    reason, every target tensor filled exactly once, shapes and dtypes agree: CheckpointError lists all that don't.
+    the same layer kind (``running_mean`` and ``_mean``); a packed tensor pairs by its parts. Every source tensor is used
+    exactly once or dropped with a reason, every target tensor filled exactly once, shapes and dtypes agree:
+    CheckpointError lists all that don't. A further name of a tied tensor needs no counterpart where its tensor has one.
     """
     names = names or NameMap()
     problems: list[str] = []
     givers = _places(source, source_framework, "source", problems)
     takers = _places(target, target_framework, "target", problems)
-    own = {place.slot.name: place for place in takers}
+    tensor = {_group(place.slot): replace(place, part=None) for place in takers}
+    own = {slot.name: tensor[_group(slot)] for slot in target if _group(slot) in tensor}
+    own |= {place.slot.name: replace(place, part=None) for place in takers}
     canonical = {place.name: place for place in takers}
+    labels: dict[str, list[str]] = {}
+    for place in takers:
+        labels.setdefault(place.slot.name, []).append(place.label)
 
     moves: list[Move] = []
     dropped: list[Extra] = []
-    leftover: list[Slot] = []
+    leftover: list[_Place] = []
     taken: dict[str, str] = {}
     for giver in givers:
         renamed = names.rename(giver.slot.name)
         if renamed is None:
-            dropped.append(Extra(giver.slot.name, giver.slot.shape, giver.slot.dtype, "dropped by the name map"))
+            unwanted = Extra(giver.slot.name, giver.slot.shape, giver.slot.dtype, "dropped by the name map")
+            dropped += [] if unwanted in dropped else [unwanted]
             continue
-        wanted = _canonical_name(renamed.name, giver)
-        taker = own.get(renamed.name) if renamed.changed else None
-        taker = taker or canonical.get(wanted)
+        taker = own.get(renamed.name) if renamed.changed and giver.part is None else None
+        taker = taker or canonical.get(giver.called(renamed.name))
         if taker is None:
-            reason = OPTIONAL.get((giver.kind or "", giver.local))
-            if reason:
-                dropped.append(Extra(giver.slot.name, giver.slot.shape, giver.slot.dtype, reason, restored=True))
-            else:
-                leftover.append(giver.slot)
+            extra = _optional(giver)
+            dropped += [extra] if extra else []
+            leftover += [] if extra else [giver]
             continue
-        if taker.slot.name in taken:
+        # A whole is taken by any of its parts, and each part by the whole.
+        same = [taker.label] if taker.part else labels[taker.slot.name]
+        rival = next((taken[label] for label in (taker.slot.name, *same) if label in taken), None)
+        if rival is not None:
             problems.append(
-                f"{taker.slot.name}: filled twice, by {taken[taker.slot.name]} and by {giver.slot.name}; "
+                f"{taker.label}: filled twice, by {rival} and by {giver.label}; "
                 "the name map must send each source to a name of its own"
             )
             continue
-        taken[taker.slot.name] = giver.slot.name
+        taken[taker.label] = giver.label
         move = _move(giver, taker, renamed.operation, (source_framework, target_framework), problems)
         if move:
             moves.append(move)
 
     filled: list[Extra] = []
-    missing: list[Slot] = []
+    missing: list[_Place] = []
     for taker in takers:
-        if taker.slot.name in taken:
+        if taker.label in taken or taker.slot.name in taken:
             continue
-        reason = OPTIONAL.get((taker.kind or "", taker.local))
-        if reason:
-            filled.append(Extra(taker.slot.name, taker.slot.shape, taker.slot.dtype, reason, restored=True))
-        else:
-            missing.append(taker.slot)
+        extra = _optional(taker)
+        filled += [extra] if extra else []
+        missing += [] if extra else [taker]
+    given = set(taken.values())
+    paired = {(_group(giver.slot), giver.part) for giver in givers if giver.label in given}
     problems += [
-        f"{slot.name}: {_describe(slot)} of the source has no counterpart in the target "
+        f"{place.label}: {_describe(place)} of the source has no counterpart in the target "
         "(rename it or drop it with a name map)"
-        for slot in leftover
+        for place in leftover
+        if (_group(place.slot), place.part) not in paired
     ]
-    problems += [f"{slot.name}: {_describe(slot)} of the target is filled by nothing" for slot in missing]
+    paired = {(_group(taker.slot), taker.part) for taker in takers if taker.label in taken}
+    problems += [
+        f"{place.label}: {_describe(place)} of the target is filled by nothing"
+        for place in missing
+        if (_group(place.slot), place.part) not in paired
+    ]
     _raise(problems, f"no layout from {source_framework} to {target_framework}")
     return Layout(
         source_framework=source_framework,
         target_framework=target_framework,
-        moves=tuple(moves),
+        moves=_whole(moves),
         dropped=tuple(dropped),
         filled=tuple(filled),
         source_ties=_ties(source),
@@ -125,36 +162,96 @@ def plan(
     )
 
 
+def _optional(place: _Place) -> Extra | None:
+    slot = place.slot
+    why, zero = reason_to_lack(OPTIONAL, place.kind, place.local), False
+    if why is None and slot.role == "buffer":
+        why, zero = reason_to_lack(FROZEN, place.kind, place.local), True
+    return None if why is None else Extra(slot.name, slot.shape, slot.dtype, why, restored=True, zero=zero)
+
+
 def _places(slots: Sequence[Slot], framework: str, side: str, problems: list[str]) -> list[_Place]:
     table = TABLES.get(framework)
     if table is None:
         raise CheckpointError(f"no layout table for {framework!r}; there are {', '.join(TABLES)}")
-    places: list[_Place] = []
-    for slot in slots:
-        layer = table.get(slot.kind, Layer(""))
-        local = layer.names.get(slot.local, slot.local)
-        place = _Place(slot, layer.kind or None, local, "", layer.operations.get(slot.local, "copy"))
-        places.append(replace(place, name=_canonical_name(slot.name, place)))
-    for what, names in (("named", [p.slot.name for p in places]), ("read as", [p.name for p in places])):
+    read = _without_aliases([_read(slot, table) for slot in slots])
+    places = [part for place in read for part in _parts(place, table, side, problems)]
+    for what, names in (("named", [p.slot.name for p in read]), ("read as", [p.name for p in places])):
         seen: set[str] = set()
         doubles = {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
         problems.extend(f"{name}: two tensors of the {side} are {what} this" for name in sorted(doubles))
     return places
 
 
-def _canonical_name(name: str, place: _Place) -> str:
-    """`name` with the framework's word for this tensor of its layer replaced by the canonical word."""
-    if name == place.slot.local:
-        return place.local
-    ending = "." + place.slot.local
-    return name.removesuffix(ending) + "." + place.local if name.endswith(ending) else name
+def _read(slot: Slot, table: Mapping[str, Layer]) -> _Place:
+    """By the rules of the layer that holds the tensor, and then of those around that."""
+    layer = table.get(slot.kind, Layer(""))
+    local = layer.names.get(slot.local, slot.local)
+    place = _Place(slot, layer.kind or None, local, slot.local, local, layer.operations.get(slot.local, "copy"))
+    for kind, inside in slot.within:
+        outer = table.get(kind, Layer(""))
+        read = outer.canonical_inside(place.called(inside)) if inside.endswith(place.stored) else None
+        if read is not None:
+            place = replace(place, stored=inside, read=read)
+            if "." not in read:  # the outer layer's own, to the other framework
+                place = replace(place, kind=outer.kind, local=read)
+    return place
+
+
+def _without_aliases(places: list[_Place]) -> list[_Place]:
+    """Where a layer names a tensor inside it once more as its own: one place, under its name, as the inner one is read."""
+    own = {(_group(place.slot), place.slot.name.rpartition(".")[0], place.slot.kind): place for place in places}
+    inner: dict[str, _Place] = {}
+    aliases: set[str] = set()
+    for place in places:
+        for kind, inside in place.slot.within:
+            path = place.slot.name.removesuffix(inside).removesuffix(".")
+            outer = own.get((_group(place.slot), path, kind))
+            if outer is not None:
+                inner[outer.slot.name] = replace(place, slot=outer.slot, stored=outer.slot.local)
+                aliases.add(place.slot.name)
+    return [inner.get(place.slot.name, place) for place in places if place.slot.name not in aliases]
+
+
+def _group(slot: Slot) -> str:
+    """The first name of a tensor."""
+    return slot.tied_to or slot.name
+
+
+def _parts(place: _Place, table: Mapping[str, Layer], side: str, problems: list[str]) -> list[_Place]:
+    """The canonical tensors that a packed one holds; of any other, itself."""
+    slot = place.slot
+    packed = table.get(slot.kind, Layer("")).packed.get(slot.local, {})
+    if not packed:
+        return [place]
+    parts = [Part(word, index, len(packed)) for index, word in enumerate(packed)]
+    if part_shape(slot.shape, parts[0]) is None:
+        problems.append(f"{slot.name}: {_shape(slot.shape)} of the {side} has no {len(packed)} equal parts")
+        return [place]
+    return [
+        replace(place, local=local, read=place.read.removesuffix(place.local) + local, part=part)
+        for part, local in zip(parts, packed.values(), strict=True)
+    ]
+
+
+def _whole(moves: Sequence[Move]) -> tuple[Move, ...]:
+    """The moves, with one in place of those that take every part of one tensor to the same part of another."""
+    alike = Counter((m.source, m.target) for m in moves if m.part_from is not None and m.part_from == m.part_to)
+    found = []
+    for move in moves:
+        part = move.part_from
+        if part is None or alike[move.source, move.target] != part.count:
+            found.append(move)
+        elif part.index == 0:
+            found.append(replace(move, part_from=None, part_to=None))
+    return tuple(found)
 
 
 def _move(
     giver: _Place, taker: _Place, asked: Operation | None, frameworks: tuple[str, str], problems: list[str]
 ) -> Move | None:
     source, target = giver.slot, taker.slot
-    label = target.name if source.name == target.name else f"{source.name} → {target.name}"
+    label = target.name if source.name == target.name else f"{giver.label} → {taker.label}"
     operation: Operation | None = asked
     if operation is None:
         # The kind decides how anything of two axes or more is stored; a vector has one way to be stored.
@@ -168,20 +265,23 @@ def _move(
     if operation is None:
         problems.append(f"{label}: no single operation does {giver.operation} and then {taker.operation}")
         return None
-    if operation == "reshape" and source.shape == target.shape:
+    before, after = part_shape(source.shape, giver.part), part_shape(target.shape, taker.part)
+    assert before is not None
+    assert after is not None
+    if operation == "reshape" and before == after:
         operation = "copy"
-    shape = shape_after(operation, source.shape, target.shape)
-    if shape != target.shape:
+    shape = shape_after(operation, before, after)
+    if shape != after:
         became = f" ({operation}: {_shape(shape)})" if shape is not None and operation != "copy" else ""
         problems.append(
-            f"{label}: {source.kind} of the source has shape {_shape(source.shape)}{became}, "
-            f"{target.kind} of the target expects {_shape(target.shape)}"
+            f"{label}: {source.kind} of the source has shape {_shape(before)}{became}, "
+            f"{target.kind} of the target expects {_shape(after)}"
         )
         return None
     if source.dtype != target.dtype:
         problems.append(f"{label}: the source has dtype {source.dtype}, the target expects {target.dtype}")
         return None
-    return Move(source.name, target.name, operation, source.shape, target.shape, source.dtype)
+    return Move(source.name, target.name, operation, source.shape, target.shape, source.dtype, giver.part, taker.part)
 
 
 def _ties(slots: Sequence[Slot]) -> tuple[tuple[str, ...], ...]:
@@ -212,31 +312,109 @@ def convert_proved(tensors: Mapping[str, np.ndarray], layout: Layout) -> tuple[d
     wrong = [
         move.source
         for move in layout.moves
-        if not same_bits(_apply(result[move.target], _undo(move)), admitted[move.source])
+        if not same_bits(undo(result[move.target], move), part_of(admitted[move.source], move))
     ]
     _raise([f"{name}: there and back is not bit-identical" for name in wrong], "the conversion proves itself wrong")
+    return result, proof_of(layout, sum(array.nbytes for array in result.values()))
+
+
+def proof_of(layout: Layout, nbytes: int) -> Proof:
+    """The proof of a conversion by `layout` that ended well: `nbytes` of tensors, there and back bit-identical."""
     operations = [move.operation for move in layout.moves]
-    return result, Proof(
+    return Proof(
         moved=len(layout.moves),
+        parts=sum(move.part_from is not None or move.part_to is not None for move in layout.moves),
         transposed=operations.count("transpose"),
         reshaped=operations.count("reshape"),
         dropped=len(layout.dropped),
         filled=len(layout.filled),
         tied=sum(len(group) - 1 for group in layout.target_ties),
-        bytes=sum(array.nbytes for array in result.values()),
+        bytes=nbytes,
         round_trip=True,
     )
 
 
+def check_source(tensors: Mapping[str, np.ndarray], layout: Layout) -> None:
+    """CheckpointError unless the names, shapes and dtypes of `tensors` are those of the layout's source.
+
+    The values are not looked at, so stand-ins will do: see `OpenCheckpoint.stand_ins`.
+    """
+    _, problems = _fitting(tensors, layout)
+    _raise(problems, _no_fit(layout))
+
+
+def holders(layout: Layout, names: Container[str]) -> list[tuple[Move, str]]:
+    """The moves whose source is there, each with the name among `names` that holds it: its own, or one tied to it."""
+    present = _present(layout, names)
+    return [(move, present[move.source]) for move in layout.moves if move.source in present]
+
+
 def undo(array: np.ndarray, move: Move) -> np.ndarray:
-    """One of the target's tensors (a weight, or its gradient) in the source's layout."""
+    """One of the target's tensors (a weight, or its gradient) in the source's layout: what `part_of` takes of that."""
     return _apply(array, _undo(move))
+
+
+def part_of(array: np.ndarray, move: Move) -> np.ndarray:
+    """What `move` takes of one of the source's tensors (a weight, or its gradient): all of it or, a view, a part."""
+    return _cut(array, move.part_from)
+
+
+def split(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
+    """The source's tensors with the parts that are moved apart in place of a whole, by `Move.label`; others as they are."""
+    found = {name: [(name, array)] for name, array in tensors.items()}
+    for source, moves in _by_source(layout).items():
+        if source in found and moves[0].part_from is not None:
+            found[source] = [(move.label, part_of(tensors[source], move)) for move in moves]
+    return dict(entry for entries in found.values() for entry in entries)
+
+
+def join(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
+    """What `split` was given: the source's tensors by their own names."""
+    found = {name: (name, array) for name, array in tensors.items()}
+    for source, moves in _by_source(layout).items():
+        if moves[0].part_from is not None and all(move.label in found for move in moves):
+            whole = np.concatenate([tensors[move.label] for move in sorted(moves, key=_index_from)])
+            found[moves[0].label] = (source, whole)
+            for move in moves[1:]:
+                del found[move.label]
+    return dict(found.values())
+
+
+def split_slots(slots: Sequence[Slot], layout: Layout) -> tuple[Slot, ...]:
+    """The source's slots as `split` gives its tensors, parts by `Move.label` and with their own shape."""
+    packed = _by_source(layout)
+    found: list[Slot] = []
+    for slot in slots:
+        for move in packed.get(slot.name, ()):
+            shape = part_shape(slot.shape, move.part_from)
+            assert shape is not None
+            tied = None if slot.tied_to is None else label_of(slot.tied_to, move.part_from)
+            local = label_of(slot.local, move.part_from)
+            found.append(replace(slot, name=move.label, local=local, shape=shape, tied_to=tied))
+        found += [] if slot.name in packed else [slot]
+    return tuple(found)
+
+
+def _by_source(layout: Layout) -> dict[str, list[Move]]:
+    found: dict[str, list[Move]] = {}
+    for move in layout.moves:
+        found.setdefault(move.source, []).append(move)
+    return found
+
+
+def _index_from(move: Move) -> int:
+    return 0 if move.part_from is None else move.part_from.index
 
 
 def reverse(layout: Layout) -> Layout:
     """The way back. CheckpointError where `layout` drops tensors that nothing could restore."""
     lost = [f"{extra.name}: {extra.reason}; it can't be restored" for extra in layout.dropped if not extra.restored]
     _raise(lost, "this layout has no way back")
+    return backwards(layout)
+
+
+def backwards(layout: Layout) -> Layout:
+    """`reverse`, also where something dropped could not be restored: for what only looks at the moves."""
     return Layout(
         source_framework=layout.target_framework,
         target_framework=layout.source_framework,
@@ -284,29 +462,12 @@ def as_stored(slots: Sequence[Slot], tensors: Mapping[str, np.ndarray], names: N
 
 def _admit(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
     """The source tensors by name, checked against the layout."""
-    present = _present(layout, tensors)
-    problems: list[str] = []
-    admitted: dict[str, np.ndarray] = {}
-    for move in layout.moves:
-        if move.source not in present:
-            problems.append(f"{move.source}: missing; expected {move.dtype} {_shape(move.shape_from)}")
-            continue
-        array = tensors[present[move.source]]
-        if move.dtype == "bfloat16" and array.dtype in RAW16:
-            array = array.view(DTYPES["bfloat16"])
-        if array.shape != move.shape_from:
-            problems.append(f"{move.source}: has shape {_shape(array.shape)}, expected {_shape(move.shape_from)}")
-        elif name_of(array.dtype) != move.dtype:
-            problems.append(
-                f"{move.source}: has dtype {name_of(array.dtype)}, expected {move.dtype}{_hint(array, move)}"
-            )
-        else:
-            admitted[move.source] = array.astype(DTYPES[move.dtype], copy=False)  # little-endian
-    known = {move.source for move in layout.moves} | {extra.name for extra in layout.dropped}
-    for name in tensors:
-        if name not in known:
-            array = tensors[name]
-            problems.append(f"{name}: {name_of(array.dtype)} {_shape(array.shape)} is not in the layout")
+    admitted, problems = _fitting(tensors, layout)
+    problems += [
+        lost(extra.name)
+        for extra in layout.dropped
+        if extra.zero and extra.name in tensors and tensors[extra.name].any()
+    ]
     for group in layout.source_ties:
         held = [name for name in group if name in admitted]
         problems.extend(
@@ -314,10 +475,59 @@ def _admit(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.nd
             for name in held[1:]
             if not same_bits(admitted[held[0]], admitted[name])
         )
-    _raise(
-        problems, f"this checkpoint does not fit the layout from {layout.source_framework} to {layout.target_framework}"
-    )
+    _raise(problems, _no_fit(layout))
     return admitted
+
+
+def lost(name: str) -> str:
+    """What is wrong with a tensor that may be dropped only where it is all zeros, and isn't."""
+    return f"{name}: has values other than zero, and the target has no place for them"
+
+
+def _no_fit(layout: Layout) -> str:
+    ways = f"{layout.source_framework} to {layout.target_framework}"
+    return f"this checkpoint does not fit the layout from {ways}"
+
+
+def _fitting(tensors: Mapping[str, np.ndarray], layout: Layout) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The source tensors by name, and what is wrong with their names, shapes and dtypes."""
+    present = _present(layout, tensors)
+    moves = {move.source: move for move in layout.moves}
+    dropped = {extra.name for extra in layout.dropped}
+    problems = [
+        f"{name}: missing; expected {move.dtype} {_shape(move.shape_from)}"
+        for name, move in moves.items()
+        if name not in present
+    ]
+    further = aliases(layout.source_ties, moves)
+    expected = {name: (tensors[holder], moves[name]) for name, holder in present.items()}
+    expected |= {name: (tensors[name], moves[first]) for name, first in further.items() if name in tensors}
+    admitted: dict[str, np.ndarray] = {}
+    for name, (array, move) in expected.items():
+        if move.dtype == "bfloat16" and array.dtype in RAW16:
+            array = array.view(DTYPES["bfloat16"])
+        if array.shape != move.shape_from:
+            problems.append(f"{name}: has shape {_shape(array.shape)}, expected {_shape(move.shape_from)}")
+        elif name_of(array.dtype) != move.dtype:
+            problems.append(f"{name}: has dtype {name_of(array.dtype)}, expected {move.dtype}{_hint(array, move)}")
+        else:
+            admitted[name] = array.astype(DTYPES[move.dtype], copy=False)  # little-endian
+    problems.extend(
+        f"{name}: {name_of(array.dtype)} {_shape(array.shape)} is not in the layout"
+        for name, array in tensors.items()
+        if name not in moves and name not in dropped and name not in further
+    )
+    return admitted, problems
+
+
+def aliases(ties: Sequence[Sequence[str]], moved: Container[str]) -> dict[str, str]:
+    """Further name of a tied tensor that is not moved by itself -> the first name that is."""
+    found = {}
+    for group in ties:
+        first = next((name for name in group if name in moved), None)
+        if first is not None:
+            found.update({name: first for name in group if name not in moved})
+    return found
 
 
 def _present(layout: Layout, names: Container[str]) -> dict[str, str]:
@@ -332,25 +542,68 @@ def _present(layout: Layout, names: Container[str]) -> dict[str, str]:
 
 
 def _forward(admitted: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
-    result = {move.target: _apply(admitted[move.source], move) for move in layout.moves}
+    result: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    for move in layout.moves:
+        moved = _apply(admitted[move.source], move)
+        if move.part_to is None:
+            result[move.target] = moved
+            continue
+        here = parts.setdefault(move.target, {})
+        here[move.part_to.index] = moved
+        if len(here) == move.part_to.count:
+            result[move.target] = np.concatenate([here[index] for index in range(move.part_to.count)])
     result |= {extra.name: np.zeros(extra.shape, DTYPES[extra.dtype]) for extra in layout.filled}
-    problems = [
+    problems = [f"{name}: not all of its parts are filled" for name in parts if name not in result]
+    problems += [
         f"{name}: would differ from {group[0]}, yet the target ties them"
         for group in layout.target_ties
         for name in group[1:]
         if group[0] in result and name in result and not same_bits(result[group[0]], result[name])
     ]
     _raise(problems, "the target can't hold these values")
-    return result
+    return fill_aliases(result, layout)
+
+
+def fill_aliases(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
+    """The target's tensors, each further name that nothing is moved to with what the first name of its tensor has."""
+    further = aliases(layout.target_ties, {move.target for move in layout.moves})
+    return {**tensors, **{name: tensors[first] for name, first in further.items()}}
 
 
 def _apply(array: np.ndarray, move: Move) -> np.ndarray:
-    moved = array.T if move.operation == "transpose" else array.reshape(move.shape_to)
-    return np.array(moved, order="C", copy=True)
+    return np.array(apply_view(array, move), order="C", copy=True)
+
+
+def apply_view(array: np.ndarray, move: Move) -> np.ndarray:
+    """`array`, or the part of it that is moved, moved by `move`: a view where NumPy can make one."""
+    taken, shape = _cut(array, move.part_from), part_shape(move.shape_to, move.part_to)
+    assert shape is not None
+    return taken.T if move.operation == "transpose" else taken.reshape(shape)
+
+
+def undo_view(array: np.ndarray, move: Move) -> np.ndarray:
+    """The way back of `apply_view`, from the whole target: what `part_of` takes of the source."""
+    return apply_view(array, _undo(move))
+
+
+def _cut(array: np.ndarray, part: Part | None) -> np.ndarray:
+    if part is None:
+        return array
+    size = len(array) // part.count
+    return array[part.index * size : (part.index + 1) * size]
 
 
 def _undo(move: Move) -> Move:
-    return replace(move, source=move.target, target=move.source, shape_from=move.shape_to, shape_to=move.shape_from)
+    return replace(
+        move,
+        source=move.target,
+        target=move.source,
+        shape_from=move.shape_to,
+        shape_to=move.shape_from,
+        part_from=move.part_to,
+        part_to=move.part_from,
+    )
 
 
 def _hint(array: np.ndarray, move: Move) -> str:
@@ -363,8 +616,9 @@ def _shape(shape: Shape | None) -> str:
     return "[" + ", ".join(map(str, shape or ())) + "]"
 
 
-def _describe(slot: Slot) -> str:
-    return f"{slot.kind}'s {slot.role} {slot.dtype} {_shape(slot.shape)}"
+def _describe(place: _Place) -> str:
+    slot = place.slot
+    return f"{slot.kind}'s {slot.role} {slot.dtype} {_shape(part_shape(slot.shape, place.part))}"
 
 
 def _raise(problems: Sequence[str], what: str) -> None:

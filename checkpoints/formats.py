@@ -6,53 +6,32 @@ and NumPy's .npz. Nothing a file says is executed or believed: see docs/checkpoi
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import mmap
-import os
-import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from checkpoints import _pickle, _torch_file
-from checkpoints._dtypes import DTYPES, RAW16, bytes_of, name_of
-from checkpoints._files import write_aside
+from checkpoints import _pickle, _torch_file, _zip
+from checkpoints._dtypes import DTYPES, RAW16, name_of
 from checkpoints._pickle import MAX_EXPANSION, SMALL
 from checkpoints.errors import CheckpointError, printable
+from checkpoints.places import INDEX_SUFFIX, SAFE_DTYPES, by_suffix
+from checkpoints.stored import OpenCheckpoint, Stored, identify, map_file
 
 # The framework whose own format a suffix is; .safetensors and .npz are anybody's.
 FRAMEWORK_OF = {".pth": "torch", ".pt": "torch", ".bin": "torch", ".pdparams": "paddle"}
 
-INDEX_SUFFIX = ".safetensors.index.json"
-
 # The safetensors format's own limit for its header.
 MAX_HEADER = 100_000_000
-
-_SAFE_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "C64": "complex64",
-}
-_SAFE_NAMES = {name: code for code, name in _SAFE_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -76,7 +55,15 @@ def read(path: str | Path, entry: str | None = None) -> dict[str, np.ndarray]:
 
 def read_checkpoint(path: str | Path, entry: str | None = None) -> Checkpoint:
     """`read`, with the file's metadata and notes on what was left out (``epoch`` and the like)."""
-    return _read(Path(path), entry, _READERS)
+    return _loaded(open_checkpoint(path, entry))
+
+
+def _loaded(opened: OpenCheckpoint) -> Checkpoint:
+    tensors: dict[str, np.ndarray] = {}
+    for name, stored in opened.tensors.items():
+        tensors[name] = _own(stored.read())
+        opened.release()
+    return Checkpoint(tensors, opened.metadata, opened.notes)
 
 
 def map_checkpoint(path: str | Path) -> Checkpoint:
@@ -84,23 +71,53 @@ def map_checkpoint(path: str | Path) -> Checkpoint:
 
     They may be unaligned, which NumPy takes. The file is held open while a view lives.
     """
-    return _read(Path(path), None, {".safetensors": _map_safetensors})
+    opened = _open(Path(path), None, {".safetensors": _read_safetensors})
+    return Checkpoint({name: stored.read() for name, stored in opened.tensors.items()}, opened.metadata)
 
 
-def _read(path: Path, entry: str | None, readers: Mapping[str, _Reader]) -> Checkpoint:
-    reader = _by_suffix(path, readers)
-    try:
+def open_checkpoint(path: str | Path, entry: str | None = None) -> OpenCheckpoint:
+    """Open a file without reading its tensors: what it holds, every size checked, and the values when asked for.
+
+    The file is mapped into memory. Values that are not stored plainly take memory when they are read: a compressed .npz,
+    big-endian numbers, and a .pdparams of pickle protocol 2, which has its arrays as text. Raises as `read` does.
+    """
+    return _open(Path(path), entry, _READERS)
+
+
+def _open(path: Path, entry: str | None, readers: Mapping[str, _Reader]) -> OpenCheckpoint:
+    reader = by_suffix(path, readers)
+    with _named(path):
         if path.is_dir():
             raise CheckpointError("is a directory; give the file in it that holds the weights")
         if path.exists() and not path.is_file():
             raise CheckpointError("is not an ordinary file")
         with path.open("rb") as file:
-            if not path.stat().st_size:
+            identity = identify(file)
+            if not identity[1]:
                 raise CheckpointError("is empty")
-            return reader(path, file, entry)
+            opened: OpenCheckpoint = reader(path, file, entry)
+    tensors = {name: replace(stored, read=_reading(path, stored)) for name, stored in opened.tensors.items()}
+    return replace(opened, tensors=tensors, path=path, identity=(identity, *opened.identity))
+
+
+def _reading(path: Path, stored: Stored) -> Callable[[], np.ndarray]:
+    def read_one() -> np.ndarray:
+        with _named(path):
+            return stored.read()
+
+    return read_one
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever goes wrong is a CheckpointError that names `path`."""
+    try:
+        yield
     except CheckpointError as error:
         message = str(error)
-        raise CheckpointError(message if message.startswith(f"{path}:") else f"{path}: {message}") from error
+        if message.startswith(f"{path}:"):
+            raise
+        raise CheckpointError(f"{path}: {message}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror or error}") from error
     except MemoryError as error:
@@ -109,60 +126,8 @@ def _read(path: Path, entry: str | None, readers: Mapping[str, _Reader]) -> Chec
         raise CheckpointError(f"{path}: damaged, or not a {path.suffix} file: {_one_line(error)}") from error
 
 
-def write(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write `tensors` in the format of `path`'s suffix; the file is there whole or not at all, even after Ctrl-C.
-
-    Each name is written, also where several share one tensor. Only .safetensors carries metadata. CheckpointError where
-    the format can't say a dtype, a name is empty, or the folder can't be written to.
-    """
-    path = Path(path)
-    check_destination(path)
-    writer = _by_suffix(path, _WRITERS)
-    if metadata and path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: only .safetensors carries metadata")
-    packed: dict[str, np.ndarray] = {}
-    for name, array in tensors.items():
-        if not isinstance(name, str) or not name or not isinstance(array, np.ndarray):
-            raise CheckpointError(f"{path}: {name!r} is not a name with a NumPy array")
-        if any("\ud800" <= character <= "\udfff" for character in name):
-            raise CheckpointError(f"{path}: the name {name!r} is not valid text")
-        if name_of(array.dtype) not in DTYPES:
-            raise CheckpointError(f"{path}: {name} has dtype {array.dtype}, which no checkpoint holds")
-        packed[name] = np.asarray(array, DTYPES[name_of(array.dtype)], order="C")
-    try:
-        with write_aside(path) as file:
-            writer(file, packed, dict(metadata or {}))
-    except CheckpointError as error:
-        message = str(error)
-        raise CheckpointError(message if message.startswith(f"{path}:") else f"{path}: {message}") from error
-
-
-def check_destination(path: str | Path) -> None:
-    """CheckpointError unless `write` could begin: a suffix it knows, in a folder that exists and can be written to."""
-    path = Path(path)
-    _by_suffix(path, _WRITERS)
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a directory; give the name of a file")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise CheckpointError(f"{path}: the folder {path.parent} can't be written to")
-
-
-def _by_suffix(path: Path, table: Mapping[str, Any]) -> Any:
-    suffix = INDEX_SUFFIX if path.name.endswith(INDEX_SUFFIX) else path.suffix
-    if suffix not in table:
-        raise CheckpointError(f"{path}: the suffix must be one of {', '.join(table)}")
-    return table[suffix]
-
-
 def _one_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:300]
-
-
-def _mapped(file: BinaryIO) -> memoryview:
-    """The file's bytes without a copy; the map goes when the last view of it does."""
-    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 # ---- safetensors ---------------------------------------------------------------------------------------------------
@@ -170,14 +135,10 @@ def _mapped(file: BinaryIO) -> memoryview:
 # https://huggingface.co/docs/safetensors
 
 
-def _read_safetensors(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
-    mapped = _map_safetensors(path, file, entry)
-    return Checkpoint({name: np.array(view) for name, view in mapped.tensors.items()}, mapped.metadata)
-
-
-def _map_safetensors(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
+def _read_safetensors(path: Path, file: BinaryIO, entry: str | None) -> OpenCheckpoint:
     _no_entry(entry)
-    data = _mapped(file)
+    mapped = map_file(file)
+    data = memoryview(mapped)
     size = len(data)
     if size < 8:
         raise CheckpointError("ends before its header; is the file truncated?")
@@ -193,64 +154,66 @@ def _map_safetensors(path: Path, file: BinaryIO, entry: str | None) -> Checkpoin
     for name, info in header.items():
         if not isinstance(info, dict) or set(info) != {"dtype", "shape", "data_offsets"}:
             raise CheckpointError(f"{name}: must have dtype, shape and data_offsets")
-        if info["dtype"] not in _SAFE_DTYPES:
+        if info["dtype"] not in SAFE_DTYPES:
             raise CheckpointError(f"{name}: dtype {str(info['dtype'])[:20]!r} is not supported")
         sizes = _pickle.are_sizes(info["shape"]) and _pickle.are_sizes(info["data_offsets"])
         if len(info["data_offsets"]) != 2 or not sizes:
             raise CheckpointError(f"{name}: shape and data_offsets must be sizes")
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, Stored] = {}
     end = 0
     for name, info in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-        dtype = DTYPES[_SAFE_DTYPES[info["dtype"]]]
+        dtype = DTYPES[SAFE_DTYPES[info["dtype"]]]
         begin, stop = info["data_offsets"]
         if begin != end or stop - begin != math.prod(info["shape"]) * dtype.itemsize or stop > size - 8 - length:
             raise CheckpointError(
                 f"{name}: its bytes are not where its shape and the file allow; is the file truncated?"
             )
-        tensors[name] = np.frombuffer(data[8 + length + begin : 8 + length + stop], dtype).reshape(info["shape"])
+        raw = data[8 + length + begin : 8 + length + stop]
+        tensors[name] = Stored(tuple(info["shape"]), dtype, _viewing(raw, dtype, tuple(info["shape"])))
         end = stop
     if end != size - 8 - length:
         raise CheckpointError(f"{size - 8 - length - end} bytes at its end belong to no tensor")
-    return Checkpoint({name: tensors[name] for name in header}, metadata)
+    return OpenCheckpoint({name: tensors[name] for name in header}, metadata, maps=(mapped,))
 
 
-def _read_sharded(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
+def _viewing(raw: memoryview, dtype: np.dtype, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+    return lambda: np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _read_sharded(path: Path, file: BinaryIO, entry: str | None) -> OpenCheckpoint:
     _no_entry(entry)
-    index = json.loads(file.read(MAX_HEADER).decode("utf-8"), object_pairs_hook=_no_doubles)
+    if path.stat().st_size > MAX_HEADER:
+        raise CheckpointError(f"refused: an index of more than {MAX_HEADER} bytes")
+    index = json.loads(file.read().decode("utf-8"), object_pairs_hook=_no_doubles)
     where = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise CheckpointError('has no "weight_map" from tensor names to files')
-    tensors: dict[str, np.ndarray] = {}
-    for shard in sorted(set(where.values())):
+    listed: dict[str, set[str]] = {}
+    for name, shard in where.items():
+        listed.setdefault(shard, set()).add(name)
+    parts: list[OpenCheckpoint] = []
+    for shard in sorted(listed):
         if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"refused: {shard!r} is not the name of a .safetensors file beside it")
-        held = read(path.parent / shard)
-        listed = {name for name, file_name in where.items() if file_name == shard}
-        if set(held) != listed:
-            odd = sorted(set(held) ^ listed)
+            raise CheckpointError(f"refused: {shard[:200]!r} is not the name of a .safetensors file beside it")
+        part = open_checkpoint(path.parent / shard)
+        if set(part.tensors) != listed[shard]:
+            odd = sorted(set(part.tensors) ^ listed[shard])
             raise CheckpointError(f"{shard} does not hold what the index says: {', '.join(odd[:5])}")
-        tensors |= held
-    return Checkpoint({name: tensors[name] for name in where})
-
-
-def _write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    begin = 0
-    # Wide types first, as the format asks for alignment.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    for name in names:
-        array = tensors[name]
-        dtype = name_of(array.dtype)
-        if dtype not in _SAFE_NAMES or name == "__metadata__":
-            raise CheckpointError(f"{name}: safetensors can't hold {dtype} under this name")
-        stop = begin + array.nbytes
-        header[name] = {"dtype": _SAFE_NAMES[dtype], "shape": list(array.shape), "data_offsets": [begin, stop]}
-        begin = stop
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
-    for name in names:
-        file.write(bytes_of(tensors[name]))
+        parts.append(part)
+    tensors = {name: stored for part in parts for name, stored in part.tensors.items()}
+    notes: list[str] = []
+    about = index.get("metadata")
+    announced = about.get("total_size") if isinstance(about, dict) else None
+    held = sum(stored.nbytes for stored in tensors.values())
+    if announced is not None and announced != held:
+        # Published indices count tied tensors twice, or other dtypes; the shards' own headers are what is checked.
+        notes.append(printable(f"the index announces {str(announced)[:40]} bytes of tensors; its shards hold {held}"))
+    return OpenCheckpoint(
+        {name: tensors[name] for name in where},
+        notes=tuple(notes),
+        identity=tuple(identity for part in parts for identity in part.identity),
+        maps=tuple(mapped for part in parts for mapped in part.maps),
+    )
 
 
 def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -268,13 +231,11 @@ def _no_entry(entry: str | None) -> None:
 # ---- .pth, .pt, .bin, .pdparams ------------------------------------------------------------------------------------
 
 
-def _read_torch(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
-    data = _mapped(file)
-    return _state_dict(_torch_file.read(data, file), entry, len(data))
-
-
-def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray], _: Mapping[str, str]) -> None:
-    _torch_file.write(file, tensors)
+def _read_torch(path: Path, file: BinaryIO, entry: str | None) -> OpenCheckpoint:
+    mapped = map_file(file)
+    data = memoryview(mapped)
+    content, check = _torch_file.read(data, file)
+    return replace(_state_dict(content, entry, len(data), check), maps=(mapped,))
 
 
 # Read off paddle 3.3.1 (paddle/framework/io.py, io_utils.py): a pickle of a dict of NumPy arrays, or of (name, array)
@@ -283,35 +244,22 @@ _NAME_TABLE = "StructuredToParameterName@@"
 _SLICES = "UnpackBigParamInfor@@"
 
 
-def _read_paddle(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
-    data = _mapped(file)
+def _read_paddle(path: Path, file: BinaryIO, entry: str | None) -> OpenCheckpoint:
+    mapped = map_file(file)
+    data = memoryview(mapped)
     if data[:4] == _torch_file.ZIP_MAGIC:
         raise CheckpointError("is a zip archive, as torch writes; paddle writes a pickle: is the suffix right?")
     content, _ = _pickle.load(data, 0, _pickle.NUMPY_WORDS)
-    return _state_dict(content, entry, len(data))
+    return replace(_state_dict(content, entry, len(data)), maps=(mapped,))
 
 
-def _write_paddle(file: BinaryIO, tensors: Mapping[str, np.ndarray], _: Mapping[str, str]) -> None:
-    stored: dict[str, np.ndarray] = {}
-    for name, array in tensors.items():
-        dtype = name_of(array.dtype)
-        if dtype in _NOT_IN_PADDLE:
-            raise CheckpointError(f"{name}: a .pdparams can't hold {dtype} ({_NOT_IN_PADDLE[dtype]})")
-        stored[name] = array.view(np.uint16) if dtype == "bfloat16" else array
-    pickle.dump(stored, file, protocol=4)
+def _state_dict(
+    content: Any, entry: str | None, file_size: int, check: Callable[[np.ndarray], None] | None = None
+) -> OpenCheckpoint:
+    """The one mapping of tensors in what a pickle held: the top itself, or one entry of it.
 
-
-_NOT_IN_PADDLE = {
-    "uint16": "paddle reads it as bfloat16",
-    "uint32": "paddle has no such type",
-    "uint64": "paddle has no such type",
-    "float8_e4m3fn": "a pickle of NumPy arrays has no such type",
-    "float8_e5m2": "a pickle of NumPy arrays has no such type",
-}
-
-
-def _state_dict(content: Any, entry: str | None, file_size: int) -> Checkpoint:
-    """The one mapping of tensors in what a pickle held: the top itself, or one entry of it."""
+    check: raises where the bytes of an array have a wrong checksum.
+    """
     if type(content) is not dict:
         raise CheckpointError(f"holds a {type(content).__name__}, not a state dict (names to tensors)")
     notes: list[str] = []
@@ -343,7 +291,16 @@ def _state_dict(content: Any, entry: str | None, file_size: int) -> Checkpoint:
             raise CheckpointError(f"a tensor's name is {str(key)[:200]!r}, not text")
         else:
             tensors[key] = array
-    return Checkpoint({name: _own(array) for name, array in tensors.items()}, {}, tuple(notes))
+    return OpenCheckpoint({name: _held(array, check) for name, array in tensors.items()}, notes=tuple(notes))
+
+
+def _held(array: np.ndarray, check: Callable[[np.ndarray], None] | None) -> Stored:
+    def read_one() -> np.ndarray:
+        if check is not None:
+            check(array)
+        return array.astype(_little(array), copy=False)
+
+    return Stored(array.shape, _little(array), read_one)
 
 
 def _own(array: np.ndarray) -> np.ndarray:
@@ -391,7 +348,7 @@ def _keys(content: dict[Any, Any], without: Any = None) -> str:
 
 def read_npy(path: str | Path) -> np.ndarray:
     """The array of a .npy file; CheckpointError where it holds Python objects, or is damaged."""
-    return _read(Path(path), None, {".npy": _read_array}).tensors["array"]
+    return _loaded(_open(Path(path), None, {".npy": _read_array})).tensors["array"]
 
 
 def read_boxed(path: str | Path) -> Checkpoint:
@@ -399,10 +356,10 @@ def read_boxed(path: str | Path) -> Checkpoint:
 
     Such a file is a pickle; it goes through the machine that makes arrays and plain values, and nothing else.
     """
-    return _read(Path(path), None, {".npy": _read_box})
+    return _loaded(_open(Path(path), None, {".npy": _read_box}))
 
 
-def _read_array(path: Path, file: BinaryIO, _: str | None) -> Checkpoint:
+def _read_array(path: Path, file: BinaryIO, _: str | None) -> OpenCheckpoint:
     shape, fortran, dtype = _npy_header(file)
     if dtype.hasobject:
         raise CheckpointError("refused: an array of Python objects")
@@ -412,16 +369,18 @@ def _read_array(path: Path, file: BinaryIO, _: str | None) -> Checkpoint:
     if not _pickle.are_sizes(shape) or math.prod(shape) * dtype.itemsize != held:
         raise CheckpointError(f"shape {list(shape)[:8]} does not fit the {held} bytes that are there")
     flat = np.frombuffer(file.read(), dtype)
-    return Checkpoint({"array": _own(flat.reshape(shape, order="F" if fortran else "C"))})
+    return OpenCheckpoint({"array": _held(flat.reshape(shape, order="F" if fortran else "C"), None)})
 
 
-def _read_box(path: Path, file: BinaryIO, _: str | None) -> Checkpoint:
+def _read_box(path: Path, file: BinaryIO, _: str | None) -> OpenCheckpoint:
     shape, _fortran, dtype = _npy_header(file)
     if dtype != np.dtype(object) or shape != ():
         raise CheckpointError("holds an array, where a dictionary of arrays is due")
-    data = _mapped(file)
+    mapped = map_file(file)
+    data = memoryview(mapped)
     content, _end = _pickle.load(data, file.tell(), _pickle.BOX_WORDS)
-    return _state_dict(content.content if isinstance(content, _pickle.Array) else content, None, len(data))
+    held = content.content if isinstance(content, _pickle.Array) else content
+    return replace(_state_dict(held, None, len(data)), maps=(mapped,))
 
 
 def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -436,64 +395,72 @@ def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
 # ---- npz -----------------------------------------------------------------------------------------------------------
 
 
-def _read_npz(path: Path, file: BinaryIO, entry: str | None) -> Checkpoint:
+def _read_npz(path: Path, file: BinaryIO, entry: str | None) -> OpenCheckpoint:
     _no_entry(entry)
-    size = path.stat().st_size
-    tensors: dict[str, np.ndarray] = {}
+    mapped = map_file(file)
+    data = memoryview(mapped)
+    tensors: dict[str, Stored] = {}
     with zipfile.ZipFile(file) as archive:
         # Compressed weights never shrink this much; a file that claims it is a bomb.
-        if sum(info.file_size for info in archive.infolist()) > max(MAX_EXPANSION * size, SMALL):
+        if sum(info.file_size for info in archive.infolist()) > max(MAX_EXPANSION * len(data), SMALL):
             raise CheckpointError(f"refused: it would grow more than {MAX_EXPANSION}-fold when unpacked")
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name in tensors:
                 raise CheckpointError(f"{name!r} stands twice in the archive")
-            if name == info.filename or _climbs(name):
+            if name == info.filename or _zip.climbs(name):
                 raise CheckpointError(f"refused: {info.filename!r} is not the name of an array")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise CheckpointError(f"refused: {name} is compressed in a way that NumPy never uses")
-            with archive.open(info) as stream:
-                version = np.lib.format.read_magic(stream)
-                read_header = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }.get(version)
-                if read_header is None:
-                    raise CheckpointError(f"{name}: version {version} of the .npy format is not supported")
-                shape, fortran, dtype = read_header(stream)
-                if dtype.hasobject:
-                    raise CheckpointError(f"refused: {name} is an array of Python objects")
-                if name_of(dtype) not in DTYPES and dtype != RAW16[1]:
-                    raise CheckpointError(f"refused: {name} has dtype {dtype}, which no checkpoint holds")
-                count = math.prod(shape) * dtype.itemsize
-                if any(n < 0 for n in shape) or count != info.file_size - stream.tell():
-                    raise CheckpointError(
-                        f"{name}: {count} bytes are announced, {info.file_size - stream.tell()} are there"
-                    )
-                flat = np.frombuffer(stream.read(), dtype)
-                tensors[name] = _own(flat.reshape(shape, order="F" if fortran else "C"))
-    return Checkpoint(tensors)
+            if info.flag_bits & 1:
+                raise CheckpointError(f"refused: {name} is encrypted")
+            tensors[name] = _member(name, info, _zip.bytes_at(data, info))
+    return OpenCheckpoint(tensors, maps=(mapped,))
 
 
-def _climbs(name: str) -> bool:
-    return name.startswith("/") or ".." in name.replace("\\", "/").split("/")
+def _member(name: str, info: zipfile.ZipInfo, packed: memoryview) -> Stored:
+    """One array of an .npz, by its header."""
+
+    def unpack(limit: int) -> memoryview:
+        if info.compress_type == zipfile.ZIP_STORED:
+            return packed[:limit]
+        return memoryview(zlib.decompressobj(-15).decompress(packed, limit) if limit else b"")
+
+    stream = io.BytesIO(unpack(min(info.file_size, _NPY_HEADER)))
+    version = np.lib.format.read_magic(stream)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise CheckpointError(f"{name}: version {version} of the .npy format is not supported")
+    shape, fortran, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise CheckpointError(f"refused: {name} is an array of Python objects")
+    if name_of(dtype) not in DTYPES and dtype != RAW16[1]:
+        raise CheckpointError(f"refused: {name} has dtype {dtype}, which no checkpoint holds")
+    start = stream.tell()
+    count = math.prod(shape) * dtype.itemsize
+    if not _pickle.are_sizes(shape) or count != info.file_size - start:
+        raise CheckpointError(f"{name}: {count} bytes are announced, {info.file_size - start} are there")
+
+    def read_one() -> np.ndarray:
+        content = unpack(info.file_size)
+        if len(content) != info.file_size:
+            raise CheckpointError(f"{name}: {info.file_size} bytes are announced, {len(content)} are there")
+        _zip.check_sum(content, info)
+        flat = np.frombuffer(content[start:], dtype)
+        array = flat.reshape(shape, order="F" if fortran else "C")
+        return array.astype(_little(array), copy=False)
+
+    return Stored(tuple(shape), dtype.newbyteorder("<"), read_one)
 
 
-def _write_npz(file: BinaryIO, tensors: Mapping[str, np.ndarray], _: Mapping[str, str]) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in tensors.items():
-            dtype = name_of(array.dtype)
-            if dtype.startswith("float8"):
-                raise CheckpointError(f"{name}: an .npz can't hold {dtype}")
-            stored = array.view(RAW16[1]) if dtype == "bfloat16" else array
-            info = zipfile.ZipInfo(name + ".npy", (1980, 1, 1, 0, 0, 0))
-            if info.filename != name + ".npy" or _climbs(name):
-                raise CheckpointError(f"{name}: an .npz can't hold a tensor of this name")
-            with archive.open(info, "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, stored, allow_pickle=False)
+# NumPy refuses longer headers itself (10,000 characters).
+_NPY_HEADER = 1 << 15
 
 
-_Reader = Callable[[Path, BinaryIO, "str | None"], Checkpoint]
+_Reader = Callable[[Path, BinaryIO, "str | None"], OpenCheckpoint]
 _READERS: dict[str, _Reader] = {
     ".safetensors": _read_safetensors,
     INDEX_SUFFIX: _read_sharded,
@@ -502,13 +469,4 @@ _READERS: dict[str, _Reader] = {
     ".bin": _read_torch,
     ".pdparams": _read_paddle,
     ".npz": _read_npz,
-}
-_Writer = Callable[[BinaryIO, Mapping[str, np.ndarray], Mapping[str, str]], None]
-_WRITERS: dict[str, _Writer] = {
-    ".safetensors": _write_safetensors,
-    ".pth": _write_torch,
-    ".pt": _write_torch,
-    ".bin": _write_torch,
-    ".pdparams": _write_paddle,
-    ".npz": _write_npz,
 }

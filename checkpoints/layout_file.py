@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,8 +26,21 @@ SCHEMA = "checkpoints.layout/1"
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of `count` equal parts of a tensor along its first axis: the one at `index`, and the word for it ("q")."""
+
+    word: str
+    index: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Move:
-    """One tensor's way: the source's name and shape, the operation, the target's name and shape; the dtype stays."""
+    """One tensor's way: the source's name and shape, the operation, the target's name and shape; the dtype stays.
+
+    part_from, part_to: the part of the source that is moved, the part of the target that it fills; None: the whole. The
+    shapes are those of the whole tensors.
+    """
 
     source: str
     target: str
@@ -34,13 +48,21 @@ class Move:
     shape_from: Shape
     shape_to: Shape
     dtype: str
+    part_from: Part | None = None
+    part_to: Part | None = None
+
+    @property
+    def label(self) -> str:
+        """What is moved, in words: the source's name, and which part of it (``"in_proj_weight[q]"``)."""
+        return label_of(self.source, self.part_from)
 
 
 @dataclass(frozen=True)
 class Extra:
     """A tensor that only one side has: dropped from the source, or filled with zeros in the target.
 
-    restored: it may be filled with zeros on the way back; False where its values would be lost.
+    restored: it may be filled with zeros on the way back; False where its values would be lost. zero: it has to be zero,
+    or it can't be dropped.
     """
 
     name: str
@@ -48,6 +70,11 @@ class Extra:
     dtype: str
     reason: str
     restored: bool = False
+    zero: bool = False
+
+
+# What a file may leave out.
+FREE: dict[type, frozenset[str]] = {Move: frozenset({"part_from", "part_to"}), Extra: frozenset({"zero"})}
 
 
 @dataclass(frozen=True)
@@ -69,7 +96,7 @@ class Layout:
         """Write the layout as JSON; the file is there whole or not at all."""
         lines = [f'  "schema": {json.dumps(SCHEMA)}']
         lines += [f'  "{key}": {json.dumps(getattr(self, key))}' for key in ("source_framework", "target_framework")]
-        lines += [_block(key, map(asdict, getattr(self, key))) for key in ("moves", "dropped", "filled")]
+        lines += [_block(key, map(_entry, getattr(self, key))) for key in ("moves", "dropped", "filled")]
         lines += [_block(key, getattr(self, key)) for key in ("source_ties", "target_ties")]
         text = "{\n" + ",\n".join(lines) + "\n}\n"
         with write_aside(Path(path)) as file:
@@ -86,6 +113,24 @@ class Layout:
             raise CheckpointError(f"{path}: can't read the layout: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: not a layout file: {error}") from error
+
+
+def label_of(name: str, part: Part | None) -> str:
+    """A tensor's name, with which part of it is meant."""
+    return name if part is None else f"{name}[{part.word}]"
+
+
+def part_shape(shape: Shape, part: Part | None) -> Shape | None:
+    """The shape of a part of a tensor of `shape`; None where it has no such parts."""
+    if part is None:
+        return shape
+    return (shape[0] // part.count, *shape[1:]) if shape and shape[0] % part.count == 0 else None
+
+
+def _entry(value: Move | Extra) -> dict[str, Any]:
+    """What a line of the file says: what may be left out only where there is something to say."""
+    left_out = FREE.get(type(value), frozenset())
+    return {key: item for key, item in asdict(value).items() if item or key not in left_out}
 
 
 def _block(name: str, entries: Iterable[object]) -> str:
@@ -114,23 +159,23 @@ def _layout(data: Any) -> Layout:
         for key in ("dropped", "filled")
     }
     # A layout from elsewhere must not be able to ask for a mountain of zeros.
-    _require(
-        all(math.prod(extra.shape) == 1 for extra in extras["filled"]), "filled: only single numbers can be filled"
-    )
-    for side, names in (
-        ("source", [move.source for move in moves] + [extra.name for extra in extras["dropped"]]),
-        ("target", [move.target for move in moves] + [extra.name for extra in extras["filled"]]),
+    zeros = sum(math.prod(extra.shape) for extra in extras["filled"] if math.prod(extra.shape) != 1)
+    there = sum(math.prod(move.shape_to) for move in moves if move.part_to is None or move.part_to.index == 0)
+    _require(zeros <= there, "filled: no more can be filled with zeros than is moved")
+    for side, moved, extra in (
+        ("source", [(move.source, move.part_from, move.shape_from, move.dtype) for move in moves], "dropped"),
+        ("target", [(move.target, move.part_to, move.shape_to, move.dtype) for move in moves], "filled"),
     ):
-        doubles = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
+        names = _wholes(moved, side) + [tensor.name for tensor in extras[extra]]
+        counts = Counter(names)
+        doubles = sorted(name for name, count in counts.items() if count > 1)
         _require(not doubles, f"the {side} names {', '.join(doubles)} stand more than once")
+        tied: set[str] = set()
         for group in data[f"{side}_ties"]:
-            ok = (
-                isinstance(group, list)
-                and len(group) > 1
-                and set(map(type, group)) == {str}
-                and set(group) <= set(names)
-            )
-            _require(ok, f"{side}_ties: each must be a list of at least two names of the {side}")
+            ok = isinstance(group, list) and len(group) > 1 and set(map(type, group)) == {str}
+            ok = ok and len(set(group)) == len(group) and tied.isdisjoint(group) and not counts.keys().isdisjoint(group)
+            _require(ok, f"{side}_ties: each must be a list of at least two names, one of them a name of the {side}'s")
+            tied.update(group)
     return Layout(
         source_framework=data["source_framework"],
         target_framework=data["target_framework"],
@@ -142,32 +187,63 @@ def _layout(data: Any) -> Layout:
     )
 
 
+def _wholes(moved: list[tuple[str, Part | None, Shape, str]], side: str) -> list[str]:
+    """The names of one side's moved tensors, each once where all of its parts are moved once."""
+    parts: dict[tuple[str, int, Shape, str], list[int]] = {}
+    for name, part, shape, dtype in moved:
+        if part is not None:
+            parts.setdefault((name, part.count, shape, dtype), []).append(part.index)
+    for (name, count, _, _), indices in parts.items():
+        _require(sorted(indices) == list(range(count)), f"the {side}'s {name}: its parts must be moved once each")
+    return [name for name, part, _, _ in moved if part is None] + [name for name, *_ in parts]
+
+
 def _move(entry: Any, where: str) -> Move:
     _keys(entry, Move, where)
+    parts = {key: _part(entry[key], f"{where}: {key}") for key in ("part_from", "part_to") if key in entry}
     known = isinstance(entry["operation"], str) and entry["operation"] in OPERATIONS
     _require(known, f"{where}: operation must be one of {', '.join(OPERATIONS)}")
     _strings(entry, ("source", "target"), where)
     _dtype(entry, where)
-    before, after = _shape(entry, "shape_from", where), _shape(entry, "shape_to", where)
+    shapes = {key: _shape(entry, key, where) for key in ("shape_from", "shape_to")}
+    before = part_shape(shapes["shape_from"], parts.get("part_from"))
+    after = part_shape(shapes["shape_to"], parts.get("part_to"))
+    _require(before is not None and after is not None, f"{where}: the first axis has no such parts")
+    assert before is not None
+    assert after is not None
     _require(
         shape_after(entry["operation"], before, after) == after,
         f"{where}: {entry['operation']} does not make {list(after)} of {list(before)}",
     )
-    return Move(**(entry | {"shape_from": before, "shape_to": after}))
+    return Move(**(entry | shapes | parts))
+
+
+def _part(entry: Any, where: str) -> Part:
+    _keys(entry, Part, where)
+    _strings(entry, ("word",), where)
+    index, count = entry["index"], entry["count"]
+    _require(are_sizes([index, count]) and index < count > 1, f"{where}: index must be below count, and count above 1")
+    return Part(**entry)
 
 
 def _extra(entry: Any, where: str) -> Extra:
     _keys(entry, Extra, where)
     _strings(entry, ("name", "reason"), where)
-    _require(isinstance(entry["restored"], bool), f"{where}: restored must be true or false")
+    for key in ("restored", "zero"):
+        _require(isinstance(entry.get(key, False), bool), f"{where}: {key} must be true or false")
     _dtype(entry, where)
     return Extra(**(entry | {"shape": _shape(entry, "shape", where)}))
 
 
 def _keys(entry: Any, of: type, where: str) -> None:
-    wanted = {field.name for field in fields(of)}
+    free = FREE.get(of, frozenset())
+    wanted = {field.name for field in fields(of)} - free
     _require(isinstance(entry, dict), f"{where} must be an object")
-    _require(set(entry) == wanted, f"{where} must have exactly the keys {', '.join(sorted(wanted))}")
+    _require(
+        wanted <= set(entry) <= wanted | free,
+        f"{where} must have exactly the keys {', '.join(sorted(wanted))}"
+        + (f", and may have {', '.join(sorted(free))}" if free else ""),
+    )
 
 
 def _strings(entry: dict[str, Any], keys: tuple[str, ...], where: str) -> None:

@@ -8,6 +8,7 @@ Facts read off torch 2.13 and paddle 3.3.1, whose class names the kinds are. A t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -25,22 +26,50 @@ class Layer:
     operations: this framework's local tensor name -> the operation that makes the canonical tensor of it, where one is
                 needed. Each is its own inverse: a transpose swaps the two axes; a reshape (row major) applies only
                 where the two shapes differ.
+    packed:     this framework's local tensor name -> the canonical tensors it holds one after another along its first
+                axis, in equal parts: word for the part -> canonical name.
+    inside:     pattern of the name of a tensor in a layer within this one -> its canonical name in this layer. Its
+                operation is that of the layer that holds it.
     """
 
     kind: str
     names: Mapping[str, str] = field(default_factory=dict)
     operations: Mapping[str, Operation] = field(default_factory=dict)
+    packed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    inside: Mapping[str, str] = field(default_factory=dict)
+
+    def canonical_inside(self, name: str) -> str | None:
+        """The canonical name of a tensor in a layer within this one; None where no pattern fits."""
+        matches = ((re.fullmatch(pattern, name), canonical) for pattern, canonical in self.inside.items())
+        return next((match.expand(canonical) for match, canonical in matches if match), None)
 
 
 _CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 _PADDLE_BATCH_NORM = Layer("BatchNorm", {"_mean": "running_mean", "_variance": "running_var"})
 _PADDLE_INSTANCE_NORM = Layer("InstanceNorm", {"scale": "weight"})
 
+# A projection for all of queries, keys and values; with other widths of keys and values, of the biases alone.
+_PACKED = {f"in_proj_{what}": {part: f"{part}_proj_{what}" for part in "qkv"} for what in ("weight", "bias")}
+
+# Paddle's recurrent layers are made of cells, and name each cell's tensors a second time as torch does. The cells are
+# believed: with a projection the second names of 3.3.1 are shifted by one from the second cell on.
+_CELLS = {
+    r"(\d+)\.cell(?:_fw)?\.((?:weight|bias)_[ih]h)": r"\2_l\1",
+    r"(\d+)\.cell_bw\.((?:weight|bias)_[ih]h)": r"\2_l\1_reverse",
+    r"(\d+)\.cell(?:_fw)?\.weight_ho": r"weight_hr_l\1",
+    r"(\d+)\.cell_bw\.weight_ho": r"weight_hr_l\1_reverse",
+}
+
 TABLES: dict[str, dict[str, Layer]] = {
     "torch": {kind: Layer(kind) for kind in ("Linear", "Embedding", "LayerNorm", "GroupNorm", "PReLU", "Bilinear")}
     | {kind: Layer(kind) for kind in _CONVOLUTIONS}
     | {kind: Layer("BatchNorm") for kind in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")}
-    | {f"InstanceNorm{n}d": Layer("InstanceNorm") for n in (1, 2, 3)},
+    | {f"InstanceNorm{n}d": Layer("InstanceNorm") for n in (1, 2, 3)}
+    | {
+        kind: Layer(kind)
+        for kind in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "TransformerDecoderLayer")
+    }
+    | {"MultiheadAttention": Layer("MultiheadAttention", packed=_PACKED)},
     "paddle": {
         "Linear": Layer("Linear", operations={"weight": "transpose"}),
         "compat.Linear": Layer("Linear"),  # paddle.compat.nn.Linear keeps torch's [out, in]
@@ -50,6 +79,15 @@ TABLES: dict[str, dict[str, Layer]] = {
         "LayerNorm": Layer("LayerNorm", operations={"weight": "reshape", "bias": "reshape"}),
         "PReLU": Layer("PReLU", {"_weight": "weight"}),
         "Bilinear": Layer("Bilinear", operations={"bias": "reshape"}),  # [1, out] beside torch's [out]
+        "LSTM": Layer("LSTM", inside=_CELLS),
+        "GRU": Layer("GRU", inside=_CELLS),
+        "SimpleRNN": Layer("RNN", inside=_CELLS),
+        "LSTMCell": Layer("LSTMCell", operations={"weight_ho": "transpose"}),
+        "GRUCell": Layer("GRUCell"),
+        "SimpleRNNCell": Layer("RNNCell"),
+        "MultiHeadAttention": Layer("MultiheadAttention", inside={r"([qkv]_proj)\.(weight|bias)": r"\1_\2"}),
+        "compat.MultiheadAttention": Layer("MultiheadAttention", packed=_PACKED),
+        "TransformerDecoderLayer": Layer("TransformerDecoderLayer", inside={r"cross_attn\.(.*)": r"multihead_attn.\1"}),
     }
     | {f"Conv{n}D": Layer(f"Conv{n}d") for n in (1, 2, 3)}
     | {f"Conv{n}DTranspose": Layer(f"ConvTranspose{n}d") for n in (1, 2, 3)}
@@ -60,10 +98,26 @@ TABLES: dict[str, dict[str, Layer]] = {
 # The kinds an adapter may report: for a subclass, the nearest of these among its bases.
 KINDS: dict[str, frozenset[str]] = {framework: frozenset(table) for framework, table in TABLES.items()}
 
-# Canonical (kind, name) that a framework may lack: dropped on the way there, filled with zeros on the way back.
-OPTIONAL: dict[tuple[str, str], str] = {
-    ("BatchNorm", "num_batches_tracked"): "counts training steps; one framework keeps it, the other has no counterpart",
+# The kinds that hold tensors of layers within them as their own.
+CONTAINING: dict[str, frozenset[str]] = {
+    framework: frozenset(kind for kind, layer in table.items() if layer.inside) for framework, table in TABLES.items()
 }
+
+# Canonical kind and pattern of the name of a tensor that a framework may lack, and why. It is dropped on the way there and
+# filled with zeros on the way back.
+OPTIONAL: tuple[tuple[str, str, str], ...] = (
+    ("BatchNorm", "num_batches_tracked", "counts training steps; one framework keeps it, the other has no counterpart"),
+)
+# The same, of a buffer whose values are zero, or it could not be dropped.
+FROZEN: tuple[tuple[str, str, str], ...] = tuple(
+    (kind, r"bias_[ih]h(_l\d+(_reverse)?)?", "without biases one framework has none, the other zeros that don't train")
+    for kind in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
+)
+
+
+def reason_to_lack(rules: tuple[tuple[str, str, str], ...], kind: str | None, local: str) -> str | None:
+    """Why one of the frameworks may lack this tensor, by OPTIONAL or FROZEN; None where it may not."""
+    return next((why for of, pattern, why in rules if of == kind and re.fullmatch(pattern, local)), None)
 
 
 def compose(first: Operation, second: Operation) -> Operation | None:

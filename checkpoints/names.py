@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,14 @@ class Renamed:
 class NameMap:
     """Renames in order, each on what the one before it made of the name, and patterns of whole names to drop.
 
+    exact: single names and what becomes of each (None: it is dropped); these go before all rules.
+
     CheckpointError where a pattern or replacement is no valid regular expression.
     """
 
     renames: tuple[Rename, ...] = ()
     drop: tuple[str, ...] = ()
+    exact: Mapping[str, Renamed | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for rule in self.renames:
@@ -63,6 +67,8 @@ class NameMap:
 
     def rename(self, name: str) -> Renamed | None:
         """What becomes of one source name; None where it is dropped."""
+        if name in self.exact:
+            return self.exact[name]
         if any(re.fullmatch(pattern, name) for pattern in self.drop):
             return None
         operation: Operation | None = None

@@ -21,6 +21,8 @@ class Slot:
     dtype:  NumPy-style name: ``"float32"``, ``"bfloat16"``, ``"int64"`` …
     role:   ``"parameter"`` (trained) or ``"buffer"``.
     tied_to: the first name that shares this storage, when this is a further name of one tensor; else None.
+    within: (layer kind, name inside it) of the layers around the owner that have rules for what is inside them
+            (`checkpoints.layouts.CONTAINING`), nearest first, e.g. ``(("MultiHeadAttention", "q_proj.weight"),)``.
     """
 
     name: str
@@ -30,3 +32,4 @@ class Slot:
     dtype: str
     role: Literal["parameter", "buffer"] = "parameter"
     tied_to: str | None = None
+    within: tuple[tuple[str, str], ...] = ()

@@ -183,7 +183,7 @@ def _tools(experiment: Any) -> dict[str, bool]:
         cases = list(once.cases(True, lambda: None))
     except Exception:  # what can't be run is seen by anyone
         return {f"{tool}, {weights}": True for tool in TOOLS for weights in ("given", "random")}
-    moves = {move.source: move for move in experiment.layout.moves}
+    moves = {move.label: move for move in experiment.layout.moves}
     for case in cases:
         pairs = []
         for record in case.reference32.records:

@@ -124,8 +124,7 @@ def uses(suspect: Suspect) -> list[Use]:
 
 
 def _slots(suspect: Suspect) -> tuple[Slot, ...]:
-    experiment = suspect.scene.experiment
-    return experiment.reference.slots(experiment.reference_model)
+    return suspect.scene.experiment.slots
 
 
 def linear_weight(x: Array, dy: Array, _shape: tuple[int, ...]) -> Array:
@@ -217,10 +216,14 @@ def _run_with(suspect: Suspect, scene: Scene, way: Array, step: float) -> Trace:
     assert experiment.layout is not None
     tied = {s.tied_to or s.name for s in _slots(suspect) if s.name == suspect.name}
     names = [s.name for s in _slots(suspect) if (s.tied_to or s.name) in tied and s.name in scene.moves]
-    state = checkpoints.convert(scene.state, experiment.layout)
-    ways = checkpoints.convert({**scene.state, **dict.fromkeys(names, way)}, experiment.layout)
-    for target in (scene.moves[name].target for name in names):
-        state[target] = np.float64(state[target]) + step * np.float64(ways[target])
+    state = experiment.converted(checkpoints.join(scene.state, experiment.layout))
+    # All but this one at rest: a tensor of the candidate's may hold others beside it.
+    still = {name: np.zeros_like(value) for name, value in scene.state.items()}
+    ways = checkpoints.join({**still, **dict.fromkeys(names, way)}, experiment.layout)
+    ways = checkpoints.convert(ways, experiment.layout)
+    for target, moving in ways.items():
+        if moving.any():
+            state[target] = np.float64(state[target]) + step * np.float64(moving)
     try:
         experiment.candidate.load_state(model, state)
         return scene.run("candidate", forced=scene.given)

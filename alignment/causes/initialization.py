@@ -62,7 +62,7 @@ class InitializerSuspect:
 
 def initializer_suspects(experiment: Experiment) -> Iterator[InitializerSuspect]:
     """A suspect for each parameter and buffer whose initialisers draw from different distributions."""
-    slots = {slot.name: slot for slot in experiment.reference.slots(experiment.reference_model)}
+    slots = {slot.name: slot for slot in experiment.slots}
     drawn = drawn_initializers(experiment, initializer_seeds(experiment))
     for name, (reference, candidate) in drawn.items():
         slot = slots[name]

@@ -110,7 +110,7 @@ def structure_suspects(experiment: Experiment) -> Iterator[StructureSuspect]:
     """A suspect for every module and tensor that the structure stage finds different."""
     sides = []
     # The candidate's modules by the reference's names.
-    called = {two: one for one, two in experiment.paths.items()}
+    called = experiment.called
     for side, model in (("reference", experiment.reference_model), ("candidate", experiment.candidate_model)):
         framework, _ = experiment.side(side)
         names = called if side == "candidate" else {}
@@ -128,9 +128,7 @@ def structure_suspects(experiment: Experiment) -> Iterator[StructureSuspect]:
     for row in structure(experiment).tensors:
         if row.verdict == "diverged":
             one, two = ours.get(row.reference_name or ""), theirs.get(row.candidate_name or "")
-            yield StructureSuspect(
-                row.record, row.name, one, two, reference, candidate, experiment.twin.names or NameMap()
-            )
+            yield StructureSuspect(row.record, row.name, one, two, reference, candidate, experiment.scope.names)
 
 
 def _layer(name: str) -> str:

@@ -368,18 +368,38 @@ def _momentum(suspect: AnyUpdate) -> Iterator[Trial]:
     if not isinstance(suspect, StatisticSuspect):
         return
     factor = factor_of(suspect.candidate, suspect.reference)
-    if factor is None or factor <= 0.0 or abs(factor - 1.0) <= 1e-4:
+    if factor is not None and (factor <= 0.0 or abs(factor - 1.0) <= 1e-4):
         return
-    momentum = 1.0 / (1.0 + factor)
+    momentum = math.nan if factor is None else 1.0 / (1.0 + factor)
     known = suspect.momentum is None or abs(suspect.momentum - momentum) <= 1e-6
-    if is_round(momentum, 2, 1e-6) and known:
+    if factor is not None and is_round(momentum, 2, 1e-6) and known:
         change = f"giving the new value the weight {momentum:.3g}, not {1.0 - momentum:.3g}: the increment is {factor:.4g} times"
         yield _trial(suspect, change, suspect.candidate / factor)
+    else:
+        yield from _momentum_of_a_biased_variance(suspect)
+
+
+def _momentum_of_a_biased_variance(suspect: StatisticSuspect) -> Iterator[Trial]:
+    """The momentum is taken for 1 minus itself, and the variance is Paddle's besides."""
+    momentum = suspect.momentum
+    if momentum is None or not 0.0 < momentum < 1.0 or momentum == 0.5:
+        return
+    share = 1.0 - float(np.float32(round(momentum, 6)))  # which the candidate holds as float32
+    scaled = suspect.candidate * (momentum / share)
+    for change, corrected in _unbiased(replace(suspect, candidate=scaled)):
+        change = f"giving the new value the weight {momentum:.3g}, not {1.0 - momentum:.3g}, and {change}"
+        yield _trial(suspect, change, corrected)
 
 
 def _biased(suspect: AnyUpdate) -> Iterator[Trial]:
     """What the variance is moved towards is (N − 1)/N times the reference's, N values a channel."""
-    if not isinstance(suspect, StatisticSuspect) or suspect.local != "running_var" or suspect.reference.size < 2:
+    if isinstance(suspect, StatisticSuspect):
+        yield from (_trial(suspect, change, corrected) for change, corrected in _unbiased(suspect))
+
+
+def _unbiased(suspect: StatisticSuspect) -> Iterator[tuple[str, Array]]:
+    """The change of a variance that was estimated with bias, in words, and as it is without."""
+    if suspect.local != "running_var" or suspect.reference.size < 2:
         return
     for momentum in MOMENTA if suspect.momentum is None else (suspect.momentum,):
         old = momentum * suspect.before
@@ -394,7 +414,7 @@ def _biased(suspect: AnyUpdate) -> Iterator[Trial]:
         if abs(ratio - exact) > 1e-6 * (1.0 - exact) + 1e-7:
             continue
         change = f"dividing the batch's sum of squares by {count - 1}, not by the {count} values a channel"
-        yield _trial(suspect, change, (suspect.candidate + old) / exact - old)
+        yield change, (suspect.candidate + old) / exact - old
         return
 
 

@@ -294,8 +294,12 @@ def _precision(suspect: WeightSuspect) -> Iterator[Trial]:
 # -------------------------------------------------------------------------------------------------------------- causes
 
 
-def _is(kind: str) -> Callable[[str], bool]:
-    return lambda given: given.removeprefix("compat.") == kind
+def _is(*kinds: str) -> Callable[[str], bool]:
+    return lambda given: given.removeprefix("compat.") in kinds
+
+
+# The matrices of attention are projections, which Paddle keeps in Linear layers.
+LINEAR = _is("Linear", "MultiheadAttention")
 
 
 # (name, what is wrong, what to change, rule), the most particular first.
@@ -336,7 +340,7 @@ RULES: tuple[tuple[str, str, str, Rule], ...] = (
         "linear-not-transposed",
         "a square Linear weight is loaded untransposed",
         "transpose it: Paddle stores [in, out], torch [out, in]",
-        partial(_transposed, _is("Linear")),
+        partial(_transposed, LINEAR),
     ),
     (
         "embedding-transposed",
@@ -348,7 +352,7 @@ RULES: tuple[tuple[str, str, str, Rule], ...] = (
         "weight-transposed",
         "a square matrix is transposed",
         "transpose it, or leave the transpose out",
-        partial(_transposed, lambda kind: not (_is("Linear")(kind) or _is("Embedding")(kind))),
+        partial(_transposed, lambda kind: not (LINEAR(kind) or _is("Embedding")(kind))),
     ),
     (
         "weight-reshaped",

@@ -14,13 +14,12 @@ from rich.console import Console
 from alignment.errors import AlignmentError
 from alignment.experiment import Options
 from alignment.faults import FAULTS
+from alignment.report import EXIT_STATUS as EXIT_STATUS
 from alignment.report import Report
 from alignment.twins import Twin, parse_settings
 from alignment.views.json import to_json
 from alignment.views.terminal import print_report
 from checkpoints import write_aside
-
-EXIT_STATUS = {"aligned": 0, "diverged": 1, "inconclusive": 2}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -61,6 +60,11 @@ _SHARED = (
         "May be repeated.",
     ),
     click.option(
+        "--mapping",
+        metavar="FILE",
+        help="How the two sides' parts correspond where names differ, and what is compared; `align map` writes one.",
+    ),
+    click.option(
         "--json",
         "json_file",
         type=click.Path(dir_okay=False, path_type=Path),
@@ -81,7 +85,7 @@ _SHARED = (
 
 
 def shared_options(command: Command) -> Command:
-    """The options of sizes, weights, data, faults, threads and the JSON file."""
+    """The options of sizes, weights, data, faults, threads, the mapping and the JSON file."""
     for option in reversed(_SHARED):
         command = option(command)
     return command
@@ -106,6 +110,7 @@ def make_options(
     faults: tuple[str, ...],
     threads: int | None,
     strict: bool,
+    mapping: str | None = None,
     steps: tuple[int, ...] = (),
 ) -> Options:
     """The options of a check of `twin` as the command line gave them."""
@@ -122,6 +127,7 @@ def make_options(
         faults=faults,
         threads=threads,
         strict=strict,
+        mapping=mapping,
     )
 
 

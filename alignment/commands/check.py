@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import click
 from click.core import ParameterSource
 
 from alignment.apart import compare_captures
-from alignment.check import check, merge_reports
+from alignment.cases import DEFAULT_TIMEOUT, Case, check_isolated
+from alignment.check import Progress, check, merge_reports
 from alignment.commands._options import (
     finish,
     make_options,
@@ -23,12 +25,15 @@ from alignment.commands._options import (
 )
 from alignment.config import find_config, read_config
 from alignment.errors import AlignmentError
-from alignment.experiment import SIDES, Options
+from alignment.experiment import SIDES
 from alignment.frameworks import reserve_threads
 from alignment.isolation import run_isolated
 from alignment.report import Report
 from alignment.twins import DEFAULT_TWIN, TWINS, get_twin
 from alignment.views.progress import progress
+
+# Seconds that either side may take with a Python of its own.
+SIDE_TIMEOUT = 3600.0
 
 
 def _configure(context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -83,12 +88,16 @@ def _long_name(parameter: click.Parameter) -> str:
 )
 @click.option("--candidate-python", metavar="PATH", help="Run the candidate with this Python.")
 @click.option(
+    "--isolate",
+    is_flag=True,
+    help="Run each check in a process of its own: a model that crashes or hangs costs one inconclusive result.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
-    default=3600.0,
-    show_default=True,
     metavar="SECONDS",
-    help="With these: the most that either side may take.",
+    help="How long a check may take with --isolate, or either side with a Python of its own, before it is killed  "
+    f"[default: {DEFAULT_TIMEOUT:.0f}; {SIDE_TIMEOUT:.0f} for a side]",
 )
 @output_options
 def command(
@@ -98,7 +107,8 @@ def command(
     reprod_log: Path | None,
     reference_python: str | None,
     candidate_python: str | None,
-    timeout: float,
+    isolate: bool,
+    timeout: float | None,
     verbose: bool,
     quiet: bool,
     **given: Any,
@@ -116,21 +126,42 @@ def command(
         every = "twin" not in typed  # what was typed goes before what a configuration file says
     if every and given["assignments"]:
         raise AlignmentError("--set goes with one twin: the twins have different settings, so leave it out with --all")
+    if every and given["mapping"]:
+        raise AlignmentError("--mapping goes with one twin: leave it out with --all")
+    apart = reference_python is not None or candidate_python is not None
+    if timeout is not None and not (isolate or apart):
+        raise AlignmentError(
+            "--timeout goes with --isolate, or with --reference-python and --candidate-python: only a process of its own "
+            "can be killed"
+        )
+    if apart:
+        here = {
+            "isolate": isolate,
+            "reprod-log": reprod_log is not None,
+            "strict": given["strict"],
+            "mapping": given["mapping"],
+        }
+        for name in (name for name, said in here.items() if said):
+            raise AlignmentError(
+                f"--{name} goes with a check in one environment, not with --reference-python or --candidate-python: leave it out"
+            )
     names = list(TWINS) if every else [twin or DEFAULT_TWIN]
     if json_file is not None:
         refuse_unwritable(json_file)
     if reprod_log is not None:
         prepare_folder(reprod_log)
-    if reference_python is not None or candidate_python is not None:
-        if reprod_log is not None:
-            raise AlignmentError("--reprod-log goes with a check in one environment: leave it out")
-        if given["strict"]:
-            raise AlignmentError("--strict goes with a check in one environment: leave it out")
-        report = _run_apart(names, (reference_python, candidate_python), given, timeout)
+    if apart:
+        report = _run_apart(names, (reference_python, candidate_python), given, timeout or SIDE_TIMEOUT)
         return finish(report, json_file, verbose, quiet)
-    reserve_threads(given["threads"])
-    twins = [(name, make_options(get_twin(name), **given)) for name in names]
-    return finish(_run(twins, reprod_log), json_file, verbose, quiet)
+    runs: list[tuple[str, Run]]
+    if isolate:
+        said = given_options(click.get_current_context())
+        runs = [(name, partial(_run_isolated, Case(name, said), timeout or DEFAULT_TIMEOUT)) for name in names]
+    else:
+        reserve_threads(given["threads"])
+        runs = [(name, partial(check, name, make_options(get_twin(name), **given))) for name in names]
+    report = _run(runs, reprod_log)
+    return finish(report, json_file, verbose, quiet)
 
 
 def _typed(name: str) -> bool:
@@ -182,11 +213,50 @@ def _capture(twin: str, side: str, python: str | None, arguments: list[str], tim
         raise AlignmentError(f"{twin}: the {side}, run by {python}: {what}; the last it said:\n{said}")
 
 
-def _run(twins: list[tuple[str, Options]], reprod_log: Path | None) -> Report:
+# Told (done, total) and a folder for reprod_log files.
+Run = Callable[[Progress, Path | None], Report]
+
+
+def _run(runs: list[tuple[str, Run]], reprod_log: Path | None) -> Report:
     reports = []
     with progress("preparing") as show:
-        for name, options in twins:
+        for name, run in runs:
             show(f"{name}: preparing")
-            folder = reprod_log / name if reprod_log is not None and len(twins) > 1 else reprod_log
-            reports.append(check(name, options, partial(show, name), folder))
+            folder = reprod_log / name if reprod_log is not None and len(runs) > 1 else reprod_log
+            reports.append(run(partial(show, name), folder))
     return merge_reports(reports)
+
+
+def _run_isolated(case: Case, timeout: float, _progress: Progress, reprod_log: Path | None) -> Report:
+    folder = {} if reprod_log is None else {"reprod-log": str(reprod_log)}
+    return check_isolated(Case(case.twin, {**case.options, **folder}), timeout)
+
+
+# Options of this command that say what becomes of the result, or where it is made, and not what is checked.
+NOT_OF_A_CASE = {
+    "all",
+    "candidate-python",
+    "config",
+    "isolate",
+    "json",
+    "quiet",
+    "reference-python",
+    "reprod-log",
+    "timeout",
+    "verbose",
+}
+
+
+def case_options() -> dict[str, click.Option]:
+    """The options that describe a case, by their long names."""
+    options = {_long_name(p): p for p in command.params if isinstance(p, click.Option)}
+    return {name: option for name, option in options.items() if name not in NOT_OF_A_CASE}
+
+
+def given_options(context: click.Context) -> dict[str, Any]:
+    """What the command line and the configuration file said about the case, as a `Case` has it."""
+    given = {name: context.params[option.name or ""] for name, option in case_options().items()}
+    said = {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
+    if "set" in said:
+        said["set"] = dict(assignment.partition("=")[::2] for assignment in said["set"])
+    return said

@@ -22,16 +22,17 @@ from checkpoints import (
     CheckpointError,
     Layout,
     NameMap,
-    Proof,
+    Streamed,
     as_stored,
     check_destination,
     convert,
-    convert_proved,
+    existing_shards,
+    open_checkpoint,
+    parse_size,
     plan,
-    read_checkpoint,
     retype,
     reverse,
-    write,
+    stream,
 )
 
 Tensors = Mapping[str, np.ndarray]
@@ -66,6 +67,11 @@ class _Live:
 )
 @click.option("--entry", metavar="KEY", help="The state dict to take where SOURCE nests several.")
 @click.option("--bfloat16", is_flag=True, help="Sixteen-bit tensors that SOURCE's format can't name are bfloat16.")
+@click.option(
+    "--shard-size",
+    metavar="SIZE",
+    help="Bytes of tensors in a shard, such as 2GB, where DESTINATION is an index  [default: 5GB]",
+)
 @click.option("--force", is_flag=True, help="Overwrite DESTINATION (and the file of --save-layout).")
 def command(
     source: Path,
@@ -79,12 +85,14 @@ def command(
     names_file: Path | None,
     entry: str | None,
     bfloat16: bool,
+    shard_size: str | None,
     force: bool,
 ) -> int:
     """Convert the checkpoint SOURCE to DESTINATION.
 
-    Formats go by suffix: .safetensors, .pth, .pt, .bin, .pdparams, .npz. The layout comes from a twin's live models or
-    from a layout file: it is never guessed from shapes.
+    Formats go by suffix: .safetensors, .safetensors.index.json (shards), .pth, .pt, .bin, .pdparams, .npz. The layout
+    comes from a twin's live models or from a layout file: it is never guessed from shapes. Tensors go from file to file
+    one at a time, and a conversion that was killed goes on where it stopped when it is run again.
     """
     if (twin_name is None) == (layout_file is None):
         raise click.UsageError(
@@ -96,9 +104,9 @@ def command(
     _check_apart([source, layout_file, names_file], [destination, save_layout])
 
     with progress("converting") as say:
-        say(f"reading {source}")
-        checkpoint = read_checkpoint(source, entry)
-        tensors = checkpoint.tensors
+        say(f"opening {source}")
+        opened = open_checkpoint(source, entry)
+        tensors = opened.stand_ins()
         live: _Live | None = None
         if twin_name is not None:
             twin = get_twin(twin_name)
@@ -112,17 +120,26 @@ def command(
             layout = _directed(Layout.load(layout_file or ""), source, destination, from_, to)
         if bfloat16:
             layout = retype(layout, {name: "bfloat16" for name, array in tensors.items() if array.dtype in RAW16})
-        say("converting")
-        try:
-            converted, proof = convert_proved(tensors, layout)
-        except CheckpointError as error:
-            raise CheckpointError(f"{source}: {error}") from error
-        held = _models_agree(live, layout, tensors, converted) if live else None
-        say(f"writing {destination}")
-        if save_layout:
-            layout.save(save_layout)
-        write(destination, converted)
-    _summarise(Console(highlight=False), destination, checkpoint.notes, layout, proof, held)
+        held: bool | None = None
+
+        def accept(converted: Tensors) -> None:
+            nonlocal held
+            if live is not None:
+                say("comparing the live models")
+                given = {name: np.array(stored.read(), order="C") for name, stored in opened.tensors.items()}
+                held = _models_agree(live, layout, given, {name: np.array(a) for name, a in converted.items()})
+            if save_layout:
+                layout.save(save_layout)
+
+        streamed = stream(
+            opened,
+            destination,
+            layout,
+            shard_size=None if shard_size is None else parse_size(shard_size),
+            progress=say,
+            accept=accept,
+        )
+    _summarise(Console(highlight=False), destination, opened.notes, layout, streamed, held)
     return 0
 
 
@@ -130,7 +147,7 @@ def _check_outputs(source: Path, destination: Path, save_layout: Path | None, fo
     check_destination(destination)
     if destination.exists() and source.exists() and destination.samefile(source):
         raise CheckpointError(f"{destination}: is the source itself; choose another name")
-    for path in (destination, save_layout):
+    for path in (destination, save_layout, *existing_shards(destination)):
         if path is not None and path.exists() and not force:
             raise CheckpointError(f"{path}: exists; choose another name, or overwrite it with --force")
 
@@ -218,6 +235,21 @@ def _models_agree(live: _Live, layout: Layout, tensors: Tensors, converted: Tens
     return True
 
 
+def twin_layout(
+    twin_name: str, assignments: tuple[str, ...], reference: Path, candidate: Path, entry: str | None
+) -> Layout:
+    """The layout from the one checkpoint to the other by the live models of a twin."""
+    twin = get_twin(twin_name)
+    tensors = open_checkpoint(reference, entry).stand_ins()
+    known = [FRAMEWORK_OF.get(path.suffix) for path in (reference, candidate)]
+    default = (twin.reference.framework, twin.candidate.framework)
+    if known[0] == default[1] or known[1] == default[0]:
+        default = default[::-1]
+    frameworks = (known[0] or default[0], known[1] or default[1])
+    live = _build(twin, frameworks, _settings(twin, assignments, tensors, None, reference), tensors, None)
+    return live.layout
+
+
 def _settings(
     twin: Twin, assignments: tuple[str, ...], tensors: Tensors, names: NameMap | None, source: Path
 ) -> dict[str, Any]:
@@ -242,13 +274,16 @@ def _settings(
 
 
 def _summarise(
-    console: Console, destination: Path, notes: tuple[str, ...], layout: Layout, proof: Proof, held: bool | None
+    console: Console, destination: Path, notes: tuple[str, ...], layout: Layout, streamed: Streamed, held: bool | None
 ) -> None:
     console.print(f"[bold]{layout.source_framework} → {layout.target_framework}[/]  ", end="")
     console.out(str(destination))
+    proof = streamed.proof
     table = Table.grid(padding=(0, 2))
     table.add_row("tensors moved", f"{proof.moved} ({proof.bytes:,} bytes)")
     table.add_row("  transposed", str(proof.transposed))
+    if proof.parts:
+        table.add_row("  parts of packed tensors", str(proof.parts))
     if proof.reshaped:
         table.add_row("  reshaped", str(proof.reshaped))
     if proof.tied:
@@ -256,6 +291,8 @@ def _summarise(
     table.add_row("dropped", str(proof.dropped))
     if proof.filled:
         table.add_row("filled with zeros", str(proof.filled))
+    if streamed.kept:
+        table.add_row("written by an earlier run", f"{streamed.kept}, proved again")
     table.add_row("there and back", "bit-identical")
     if held is not None:
         table.add_row(

@@ -136,7 +136,10 @@ def read_report(path: Path) -> list[tuple[str, Options]]:
         twins = orjson.loads(path.read_bytes())["twins"]
         asked = [(entry["options"], entry["seed"]) for entry in twins if entry["verdict"] != "aligned"]
         if not all(given for given, _ in asked):
-            raise AlignmentError(f"{path}: this report is of two captures: name those, there is no twin to run again")
+            raise AlignmentError(
+                f"{path}: there is no twin to run again from this report: it is of two captures (name those), or of a check "
+                "that crashed"
+            )
         found = [
             (
                 str(given["twin"]),

@@ -133,10 +133,14 @@ class Framework(Protocol):
         """
 
     def slots(self, model: Any) -> tuple[Slot, ...]:
-        """Every name of the state dict, in its order."""
+        """Every name of the state dict, in its order; `within` for the kinds in `checkpoints.layouts.CONTAINING`."""
 
     def modules(self, model: Any) -> tuple[ModuleInfo, ...]:
-        """The module tree in definition order; a shared module appears once, under its first path."""
+        """The module tree in definition order; a shared module appears once, under its first path.
+
+        What is inside attention and recurrent layers is left out, and not recorded either: one framework makes of several
+        layers what the other computes in one.
+        """
 
     def read_state(self, model: Any) -> dict[str, NDArray]:
         """Copies of all tensors of the state dict."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import faulthandler
 import functools
 import inspect
 import io
@@ -11,6 +12,7 @@ import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,16 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
 
     # Its handlers print a C++ stack for signals that Python and the command line deal with themselves.
     paddle.disable_signal_handler()
+    if faulthandler.is_enabled():  # asked for, and gone with them
+        faulthandler.disable()
+        faulthandler.enable(2, all_threads=False)
 
 from alignment.errors import AlignmentError
 from alignment.frameworks import CAST_TO, Loss, Meaning, ModuleInfo, Target, load_target, own_loss, separable
 from alignment.frameworks.recording import Recorder, directions
 from alignment.structures import leaves, restore
 from alignment.trace import Kind, Record, Trace
-from checkpoints.layouts import KINDS
+from checkpoints.layouts import CONTAINING, KINDS
 from checkpoints.structure import Slot
 from fake_data import Batch
 
@@ -147,8 +152,14 @@ meanings: tuple[Meaning, ...] = (
     ),
 )
 
-# Containers that only differ in name.
-CONTAINERS = {"LayerList": "ModuleList", "LayerDict": "ModuleDict"}
+# Kinds that torch has another word for, beyond upper and lower case.
+WORDS = {
+    "LayerList": "ModuleList",
+    "LayerDict": "ModuleDict",
+    "SimpleRNN": "RNN",
+    "SimpleRNNCell": "RNNCell",
+    **{f"Conv{n}DTranspose": f"ConvTranspose{n}d" for n in (1, 2, 3)},
+}
 
 
 class ExactCrossEntropyLoss(paddle.nn.CrossEntropyLoss):
@@ -202,21 +213,30 @@ def slots(model: Any) -> tuple[Slot, ...]:
     """Every name of the state dict; a further name of one tensor is tied to the first."""
     first: dict[int, str] = {}
     found = []
+    kind_at = cache(lambda path: layer_kind(_sublayer(model, path)))
     for full, tensor in model.state_dict().items():
         path, _, local = full.rpartition(".")
         tied_to = first.setdefault(id(tensor), full)
         found.append(
             Slot(
                 full,
-                layer_kind(_sublayer(model, path)),
+                kind_at(path),
                 local,
                 tuple(tensor.shape),
                 _named(tensor.dtype),
                 "buffer" if _is_buffer(_sublayer(model, path), local) else "parameter",
                 None if tied_to == full else tied_to,
+                _within(full, kind_at),
             )
         )
     return tuple(found)
+
+
+def _within(full: str, kind_at: Callable[[str], str]) -> tuple[tuple[str, str], ...]:
+    """The layers around the one that holds a tensor, nearest first, that have rules for what is inside them."""
+    parts = full.split(".")
+    around = ((".".join(parts[:depth]), ".".join(parts[depth:])) for depth in range(len(parts) - 2, -1, -1))
+    return tuple((kind_at(path), inside) for path, inside in around if kind_at(path) in CONTAINING[name])
 
 
 def layer_kind(layer: Any) -> str:
@@ -238,7 +258,7 @@ def _bases(layer: Any) -> list[str]:
 def modules(model: Any) -> tuple[ModuleInfo, ...]:
     """The layer tree; a shared layer once, under its first path."""
     kinds = ((path, layer_kind(layer), not _bases(layer)) for path, layer in _watched(model))
-    return tuple(ModuleInfo(path, CONTAINERS.get(kind, kind), own) for path, kind, own in kinds)
+    return tuple(ModuleInfo(path, WORDS.get(kind, kind), own) for path, kind, own in kinds)
 
 
 def read_state(model: Any) -> dict[str, NDArray]:
@@ -270,7 +290,14 @@ def cast(model: Any, dtype: str) -> Any:
             layer._epsilon = float(np.float32(layer._epsilon))
         if "BatchNorm" in layer_kind(layer) and isinstance(getattr(layer, "_momentum", None), float):
             layer._momentum = float(np.float32(layer._momentum))
+        if isinstance(layer, nn.RNNCellBase):  # its zero state is of the default dtype, whatever the cell's
+            layer.get_initial_states = partial(layer.get_initial_states, dtype=dtype)
+    # A recurrent layer's state of dropout is bytes, and none of them: cast, it keeps the kernel from running.
+    kept = [(layer, layer._buffers.pop("_dropout_state", None)) for layer in model.sublayers(include_self=True)]
     model.to(dtype=dtype)
+    for layer, state in kept:
+        if state is not None:
+            layer._buffers["_dropout_state"] = state
     setattr(model, CAST_TO, dtype)
     return model
 
@@ -288,11 +315,12 @@ def run(
     sink: Callable[[Record], None] | None = None,
 ) -> Trace:
     """One recorded run; see `alignment.frameworks.Framework`."""
+    _refuse_what_crashes(model)
     parameters = dict(model.named_parameters())
     _clear_gradients(parameters)
     before = _buffers(model) if model.training else {}
     recorder = _Recorder(_watched(model), detail, forced, sink)
-    with recorder, _to_the_last_digit(_dtype(model)), contextlib.nullcontext() if backward else paddle.no_grad():
+    with recorder, _to_the_last_digit(_dtype(model)), _differentiable(model) if backward else paddle.no_grad():
         outputs, value = _forward(model, batch, loss)
     after = _buffers(model) if model.training else {}
     if own_loss(loss):
@@ -336,7 +364,8 @@ def train(
     for batch in batches:
         held = {full: parameter.detach().astype("float64") for full, parameter in model.named_parameters() if sink}
         optimizer.clear_grad(set_to_zero=False)
-        _, value = _forward(model, batch, loss)
+        with _differentiable(model):
+            _, value = _forward(model, batch, loss)
         assert value is not None
         losses.append(value.sum().item())
         value.sum().backward()
@@ -350,6 +379,32 @@ def train(
         tensor.set_value(before[full])
     _clear_gradients(dict(model.named_parameters()))
     return losses
+
+
+def _refuse_what_crashes(model: Any) -> None:
+    """A kernel that takes the process with it can't be run to see what it does."""
+    for path, layer in model.named_sublayers(include_self=True):
+        if isinstance(layer, nn.layer.rnn.RNNBase) and layer.could_use_cudnn:
+            wanted = 4 * layer.num_layers * layer.num_directions
+            if len(layer.parameters(include_sublayers=False)) != wanted:
+                raise AlignmentError(
+                    f"{path or 'the model'}: Paddle's kernel of an {layer_kind(layer)} without biases ends the process; "
+                    "keep the biases at zero, or make it of cells, nn.RNN(nn.LSTMCell(...))"
+                )
+
+
+@contextlib.contextmanager
+def _differentiable(model: Any) -> Iterator[None]:
+    """Recurrent layers in training mode without dropout: the same function, where their kernel has a gradient."""
+    layers = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, nn.layer.rnn.RNNBase)]
+    held = [(layer, layer.dropout) for layer in layers if not layer.training]
+    try:
+        for layer, _ in held:
+            layer.training, layer.dropout = True, 0.0
+        yield
+    finally:
+        for layer, rate in held:
+            layer.training, layer.dropout = False, rate
 
 
 def _clear_gradients(parameters: Mapping[str, Any]) -> None:
@@ -435,6 +490,9 @@ class _Recorder(Recorder):
         elif enter is not None:
             handles.append(module.register_forward_pre_hook(lambda _, arguments: enter(arguments, {})[0]))
         return [*handles, module.register_forward_post_hook(lambda _layer, _arguments, output: leave(output))]
+
+    def is_attention(self, module: Any) -> bool:
+        return layer_kind(module) in ("MultiHeadAttention", "compat.MultiheadAttention")
 
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, paddle.Tensor)
@@ -622,8 +680,11 @@ def _named(dtype: Any) -> str:
 
 
 def _is_buffer(layer: Any, local: str) -> bool:
-    # BatchNorm's running statistics are Parameters to Paddle: by role they are buffers.
-    return local in layer._buffers or ("BatchNorm" in layer_kind(layer) and local in ("_mean", "_variance"))
+    # BatchNorm's running statistics are Parameters to Paddle, and so are the zeros of a cell without biases: by role they are
+    # buffers.
+    kind = layer_kind(layer)
+    frozen = kind.endswith("Cell") and local in ("bias_ih", "bias_hh") and getattr(layer, local).stop_gradient
+    return local in layer._buffers or frozen or ("BatchNorm" in kind and local in ("_mean", "_variance"))
 
 
 def _sublayer(model: Any, path: str) -> Any:

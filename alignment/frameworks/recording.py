@@ -46,7 +46,10 @@ class Recorder(ABC):
         self._seeds: list[tuple[Any, Any]] = []
         self._leaves: list[tuple[Kind, str, Any]] = []
         self._handles: list[Any] = []
+        self._attention: set[str] = set()
         for path, module in modules:
+            if self.is_attention(module):
+                self._attention.add(path)
             if path and (self._detail or path != "criterion"):
                 enter = partial(self._enter, path) if self._detail else None
                 self._handles += self.hook(module, enter, partial(self._leave, path))
@@ -63,6 +66,10 @@ class Recorder(ABC):
     @abstractmethod
     def hook(self, module: Any, enter: Callable[..., Any] | None, leave: Callable[[Any], Any]) -> list[Any]:
         """Have ``enter(arguments, keywords)`` give what the module is called with, ``leave(output)`` what it returns."""
+
+    @abstractmethod
+    def is_attention(self, module: Any) -> bool:
+        """Does the module give its weights beside what it computes: averaged over heads, or not, or left out?"""
 
     @abstractmethod
     def is_tensor(self, value: Any) -> bool:
@@ -144,6 +151,8 @@ class Recorder(ABC):
     def _leave(self, path: str, output: Any) -> Any:
         self._calls[path] = self._calls.get(path, 0) + 1
         label = self._label(path, self._calls[path])
+        if path in self._attention and isinstance(output, tuple):
+            return (self._pass("activation", label, output[0]), *output[1:])
         return transform(output, lambda at, leaf: self._pass("activation", f"{label}[{at}]" if at else label, leaf))
 
     @staticmethod

@@ -303,6 +303,9 @@ class _Recorder(Recorder):
             handles.append(module.register_forward_pre_hook(lambda _, a, k: enter(a, k), with_kwargs=True))
         return [*handles, module.register_forward_hook(lambda _module, _arguments, output: leave(output))]
 
+    def is_attention(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.MultiheadAttention)
+
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from alignment.report import SCHEMA_VERSION, Report, StageResult, TensorResult, TwinResult
+from alignment.report import SCHEMA_VERSION, Effect, Finding, Report, StageResult, TensorResult, TwinResult
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
 
@@ -75,6 +77,7 @@ def _tensor(tensor: TensorResult) -> dict[str, Any]:
         "worst_index": None if tensor.worst_index is None else list(tensor.worst_index),
         "seen": tensor.seen,
         "allowed": tensor.allowed,
+        "strain": tensor.strain,
         "reason": tensor.reason,
         "dtype": tensor.dtype,
         "decided_by": tensor.decided_by,
@@ -83,3 +86,37 @@ def _tensor(tensor: TensorResult) -> dict[str, Any]:
         "comparisons": tensor.comparisons,
         "diverging": list(tensor.diverging),
     }
+
+
+def from_dict(report: Mapping[str, Any]) -> Report:
+    """The report that `to_dict` wrote; figures that JSON has no word for stay None, but an undefined strain is infinite."""
+    return Report(tuple(_read_twin(twin) for twin in report["twins"]), dict(report["versions"]))
+
+
+def _read_twin(twin: Mapping[str, Any]) -> TwinResult:
+    given = {key: _tuple(value) for key, value in twin.items() if key != "verdict"}
+    effect = twin["effect"]
+    return TwinResult(
+        **given
+        | {
+            "stages": tuple(_read_stage(stage) for stage in twin["stages"]),
+            "findings": tuple(
+                Finding(**{key: _tuple(value) for key, value in one.items()}) for one in twin["findings"]
+            ),
+            "effect": None if effect is None else Effect(**{key: _tuple(value) for key, value in effect.items()}),
+        }
+    )
+
+
+def _read_stage(stage: Mapping[str, Any]) -> StageResult:
+    tensors = tuple(_read_tensor(tensor) for tensor in stage["tensors"])
+    return StageResult(stage["step"], stage["name"], tensors, tuple(stage["notes"]))
+
+
+def _read_tensor(tensor: Mapping[str, Any]) -> TensorResult:
+    given = {key: _tuple(value) for key, value in tensor.items()}
+    return TensorResult(**given | {"strain": math.inf if tensor["strain"] is None else tensor["strain"]})
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,14 @@ def progress(what: str) -> Iterator[Show]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
     )
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    # What is printed meanwhile appears above the bar, unless it goes somewhere else.
+    bar = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),
+    )
     task = bar.add_task(what, total=None)
     timer = threading.Timer(PATIENCE_SECONDS, bar.start)
     timer.daemon = True

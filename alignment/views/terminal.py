@@ -39,9 +39,10 @@ def _print_twin(twin: TwinResult, console: Console, verbose: bool) -> None:
     console.print(
         Text(twin.twin, "bold") + Text("  ") + _verdict(twin.verdict) + Text(f"  {twin.seconds:.1f} s", "dim")
     )
-    _print(console, 2, f"reference {twin.reference}, candidate {twin.candidate}", "dim")
-    tried = f"{twin.data}; batches {', '.join(twin.batches)}; weights {', '.join(twin.weights)}; seed {twin.seed}"
-    _print(console, 2, tried, "dim")
+    if twin.batches:  # else nothing ran
+        _print(console, 2, f"reference {twin.reference}, candidate {twin.candidate}", "dim")
+        tried = f"{twin.data}; batches {', '.join(twin.batches)}; weights {', '.join(twin.weights)}; seed {twin.seed}"
+        _print(console, 2, tried, "dim")
     for fault in twin.faults:
         _print(console, 2, f"planted on the candidate: {fault}", "magenta")
     for note in twin.notes:

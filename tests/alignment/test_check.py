@@ -137,8 +137,8 @@ def test_other_initialisers_are_seen(small, monkeypatch) -> None:
     paddle = get_framework("paddle")
     build = paddle.build
 
-    def with_own_defaults(target, settings, seed=0, criterion=False):
-        model = build(target, settings, seed, criterion)
+    def with_own_defaults(*arguments, **options):
+        model = build(*arguments, **options)
         state = paddle.read_state(model)
         own = {s.name: np.zeros_like(state[s.name]) for s in paddle.slots(model) if s.local == "bias"}
         paddle.load_state(model, state | own)
@@ -383,8 +383,8 @@ def test_parameters_frozen_on_both_sides_are_aligned(small, monkeypatch) -> None
     torch = get_framework("torch")
     build = torch.build
 
-    def frozen(target, settings, seed=0, criterion=False):
-        model = build(target, settings, seed, criterion)
+    def frozen(*arguments, **options):
+        model = build(*arguments, **options)
         model.fc.bias.requires_grad_(False)
         return model
 

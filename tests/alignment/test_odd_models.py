@@ -10,7 +10,7 @@ import paddle
 import pytest
 import torch
 
-from alignment import AlignmentError, Options, Side, Twin
+from alignment import Options, Side, Twin
 from alignment.causes import UpdateSuspect, diagnose
 from alignment.check import run_check
 from alignment.explain import explain_checked
@@ -99,14 +99,6 @@ def test_a_model_of_one_module(explained) -> None:
     assert explained(pooled, pooled) == []
     found = explained(pooled, lambda model, ids, _: 1.5 * model.table(ids).mean(1))
     assert found == [(("input criterion",), "scaled", "candidate")]
-
-
-def test_a_model_without_parameters_is_refused(explained) -> None:
-    def counted(_model, ids, _targets):
-        return (ids * 1.0).mean(1, keepdim=True)
-
-    with pytest.raises(AlignmentError, match="alignment_test_odd:One has no parameters"):
-        explained(counted, counted, embedding=False)
 
 
 def test_a_gradient_that_the_reference_alone_cuts(explained) -> None:

@@ -365,12 +365,165 @@ def test_a_layout_file_gives_the_layout_again(tmp_path: Path) -> None:
         (lambda d: d["dropped"][0].update(restored="yes"), "restored must be true or false"),
         (lambda d: d["source_ties"].append(["a.weight", "nobody"]), "source_ties"),
         (lambda d: d["source_ties"].append([1, 2]), "source_ties"),
-        (lambda d: d["filled"].append(d["dropped"][0] | {"shape": [2**50]}), "only single numbers"),
+        (
+            lambda d: d["filled"].append(d["dropped"][0] | {"shape": [2**50]}),
+            "no more can be filled with zeros than is moved",
+        ),
     ],
 )
 def test_a_layout_file_is_checked_strictly(tmp_path: Path, spoil: object, message: str) -> None:
     path = tmp_path / "layout.json"
     rich().save(path)
+    data = json.loads(path.read_text())
+    spoil(data)  # type: ignore[operator]
+    path.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=rf"layout\.json: not a layout file: .*{message}"):
+        Layout.load(path)
+
+
+def packed() -> Layout:
+    """Attention that packs on one side, a recurrent layer that names its tensors twice on the other, zeros that don't train."""
+    source = [
+        Slot("a.in_proj_weight", "MultiheadAttention", "in_proj_weight", (6, 2), "float32"),
+        Slot("r.weight_ih_l0", "RNN", "weight_ih_l0", (3, 2), "float32"),
+    ]
+    target = [
+        *(
+            Slot(f"a.{part}_proj.weight", "Linear", "weight", (2, 2), "float32", within=((MHA, f"{part}_proj.weight"),))
+            for part in "qkv"
+        ),
+        Slot("r.weight_ih_l0", "SimpleRNN", "weight_ih_l0", (3, 2), "float32"),
+        Slot(
+            "r.0.cell.weight_ih", "SimpleRNNCell", "weight_ih", (3, 2), "float32", tied_to="r.weight_ih_l0", within=CELL
+        ),
+        Slot("r.0.cell.bias_ih", "SimpleRNNCell", "bias_ih", (3,), "float32", "buffer", within=BIAS),
+    ]
+    return plan(source, target, "torch", "paddle")
+
+
+MHA = "MultiHeadAttention"
+CELL, BIAS = ((("SimpleRNN", f"0.cell.{local}"),) for local in ("weight_ih", "bias_ih"))
+
+
+def test_parts_second_names_and_frozen_zeros_are_in_the_file(tmp_path: Path) -> None:
+    for layout in (packed(), reverse(packed())):
+        layout.save(tmp_path / "layout.json")
+        assert Layout.load(tmp_path / "layout.json") == layout
+    packed().save(tmp_path / "layout.json")
+    data = json.loads((tmp_path / "layout.json").read_text())
+    assert [move.get("part_from") for move in data["moves"]] == [
+        *({"word": word, "index": index, "count": 3} for index, word in enumerate("qkv")),
+        None,
+    ]
+    assert all("part_to" not in move for move in data["moves"])
+    assert data["target_ties"] == [["r.weight_ih_l0", "r.0.cell.weight_ih"]]
+    assert [extra["zero"] for extra in data["filled"]] == [True]
+
+
+def test_a_packed_tensor_is_split_and_joined() -> None:
+    rng = np.random.default_rng(0)
+    whole, rnn = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 2), (3, 2)))
+    tensors = {"a.in_proj_weight": whole, "r.weight_ih_l0": rnn}
+    converted, proof = convert_proved(tensors, packed())
+    assert (proof.moved, proof.parts, proof.transposed, proof.tied, proof.filled) == (4, 3, 3, 1, 1)
+    for index, part in enumerate("qkv"):
+        assert converted[f"a.{part}_proj.weight"].tobytes() == whole[2 * index : 2 * index + 2].T.tobytes()
+    assert converted["r.0.cell.weight_ih"].tobytes() == rnn.tobytes()
+    assert not converted["r.0.cell.bias_ih"].any()
+    back = convert(converted, reverse(packed()))
+    assert {name: array.tobytes() for name, array in back.items()} == {n: a.tobytes() for n, a in tensors.items()}
+
+
+def test_a_second_name_may_be_absent_and_must_agree() -> None:
+    layout, rng = reverse(packed()), np.random.default_rng(0)
+    whole = {
+        "a.in_proj_weight": rng.standard_normal((6, 2)).astype(np.float32),
+        "r.weight_ih_l0": np.ones((3, 2), np.float32),
+    }
+    given = convert(whole, packed())
+    for absent in ("r.weight_ih_l0", "r.0.cell.weight_ih"):
+        returned = convert({name: array for name, array in given.items() if name != absent}, layout)
+        assert returned["r.weight_ih_l0"].tobytes() == whole["r.weight_ih_l0"].tobytes()
+    with pytest.raises(
+        CheckpointError, match=r"r\.0\.cell\.weight_ih: differs from r\.weight_ih_l0, yet the model ties them"
+    ):
+        convert(given | {"r.0.cell.weight_ih": np.zeros((3, 2), np.float32)}, layout)
+    with pytest.raises(CheckpointError, match=r"r\.0\.cell\.weight_ih: has shape \[2, 3\], expected \[3, 2\]"):
+        convert(given | {"r.0.cell.weight_ih": np.ones((2, 3), np.float32)}, layout)
+    with pytest.raises(
+        CheckpointError, match=r"r\.0\.cell\.bias_ih: has values other than zero, and the target has no place"
+    ):
+        convert(given | {"r.0.cell.bias_ih": np.ones(3, np.float32)}, layout)
+
+
+def test_what_does_not_split_or_is_taken_twice_is_told() -> None:
+    odd = Slot("a.in_proj_weight", "MultiheadAttention", "in_proj_weight", (7, 2), "float32")
+    with pytest.raises(CheckpointError, match=r"a\.in_proj_weight: \[7, 2\] of the source has no 3 equal parts"):
+        plan([odd], [], "torch", "paddle")
+    three = [replace(odd, shape=(6, 2))]
+    lacking = [Slot("a.q_proj.weight", "Linear", "weight", (2, 2), "float32", within=((MHA, "q_proj.weight"),))]
+    with pytest.raises(
+        CheckpointError, match=r"a\.in_proj_weight\[k\]: MultiheadAttention's parameter float32 \[2, 2\]"
+    ):
+        plan(three, lacking, "torch", "paddle")
+    # The whole of a packed tensor by a name map, and one of its parts by its own name.
+    compat = [replace(odd, kind="compat.MultiheadAttention", shape=(6, 2))]
+    both = [
+        replace(three[0], name="b.in_proj_weight"),
+        replace(three[0], local="q_proj_weight", name="a.q_proj_weight"),
+    ]
+    names = NameMap((Rename(r"b\.(.*)", r"a.\1"),))
+    for source in (both, both[::-1]):
+        with pytest.raises(CheckpointError, match="filled twice"):
+            plan(source, compat, "torch", "paddle", names)
+
+
+def test_a_name_map_may_say_the_second_name() -> None:
+    source = [Slot("rnn", "Own", "rnn", (3, 2), "float32")]
+    target = [
+        Slot("r.weight_ih_l0", "SimpleRNN", "weight_ih_l0", (3, 2), "float32"),
+        Slot(
+            "r.0.cell.weight_ih", "SimpleRNNCell", "weight_ih", (3, 2), "float32", tied_to="r.weight_ih_l0", within=CELL
+        ),
+    ]
+    for name in ("r.weight_ih_l0", "r.0.cell.weight_ih"):
+        layout = plan(source, target, "torch", "paddle", NameMap((Rename("rnn", name, "copy"),)))
+        assert [(move.source, move.target) for move in layout.moves] == [("rnn", "r.weight_ih_l0")]
+        assert set(convert({"rnn": np.ones((3, 2), np.float32)}, layout)) == {slot.name for slot in target}
+
+
+def test_a_second_name_without_its_tensor_is_no_second_name() -> None:
+    layers = [
+        Slot("r.0.cell.weight_ih", "SimpleRNNCell", "weight_ih", (3, 2), "float32", tied_to="elsewhere", within=CELL)
+    ]
+    with pytest.raises(CheckpointError, match=r"r\.0\.cell\.weight_ih: .* of the target is filled by nothing"):
+        plan([], layers, "torch", "paddle")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda d: d["moves"].pop(0), "a.in_proj_weight: its parts must be moved once each"),
+        (lambda d: d["moves"][0]["part_from"].update(index=1), "a.in_proj_weight: its parts must be moved once each"),
+        (lambda d: d["moves"][0]["part_from"].update(index=3), "index must be below count"),
+        (lambda d: d["moves"][0]["part_from"].update(count=0, index=0), "index must be below count"),
+        (lambda d: d["moves"][0]["part_from"].update(count=4), "has no such parts"),
+        (lambda d: d["moves"][0]["part_from"].update(word=""), "word must be a string"),
+        (lambda d: d["moves"][0]["part_from"].update(index=True), "index must be below count"),
+        (lambda d: d["moves"][0].update(part_from=7), "must be an object"),
+        (lambda d: d["moves"][0].update(part_to={"word": "q", "index": 0, "count": 2}), "transpose does not make"),
+        (lambda d: d["moves"][0].update(dtype="float16"), "its parts must be moved once each"),
+        (lambda d: d["moves"].append({**d["moves"][0], "part_from": None, "target": "x"}), "must be an object"),
+        (lambda d: d["filled"][0].update(shape=[1000]), "no more can be filled with zeros than is moved"),
+        (lambda d: d["filled"][0].update(zero="yes"), "zero must be true or false"),
+        (lambda d: d["target_ties"].append(["r.weight_ih_l0", "again"]), "target_ties"),
+        (lambda d: d["target_ties"].append(["no one", "nobody"]), "target_ties"),
+        (lambda d: d["target_ties"].append(["a.q_proj.weight", "a.q_proj.weight"]), "target_ties"),
+    ],
+)
+def test_a_layout_file_of_parts_is_checked_strictly(tmp_path: Path, spoil: object, message: str) -> None:
+    path = tmp_path / "layout.json"
+    packed().save(path)
     data = json.loads(path.read_text())
     spoil(data)  # type: ignore[operator]
     path.write_text(json.dumps(data))

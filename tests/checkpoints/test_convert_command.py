@@ -297,6 +297,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         "--names",
         "--entry",
         "--bfloat16",
+        "--shard-size",
     ):
         assert option in shown
 
@@ -312,3 +313,27 @@ def test_no_output_may_be_an_input_or_the_other_output(tmp_path: Path, capsys: p
     assert run(["convert", str(source), str(destination), *common, str(tmp_path / "no" / "layout.json")]) == 2
     assert source.read_bytes() == before
     assert not destination.exists()
+
+
+def test_shards_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = state_of("fast-transformer")
+    source, index, layout = tmp_path / "a.pth", tmp_path / "b.safetensors.index.json", tmp_path / "layout.json"
+    write(source, state)
+    there = ["convert", str(source), str(index), "--to", "paddle"]
+    assert run([*there, "--twin", "fast-transformer", "--shard-size", "4kB", "--save-layout", str(layout)]) == 0
+    assert re.search(r"live models\s+hold equal tensors, bit for bit", capsys.readouterr().out)
+    shards = sorted(tmp_path.glob("b-*.safetensors"))
+    assert len(shards) > 2
+    back = ["convert", str(index), str(tmp_path / "c.pth"), "--layout", str(layout)]
+    assert run(back) == 0
+    assert bits(read(tmp_path / "c.pth")) == bits(state)
+    # What is there is not overwritten, a shard no more than the index; and a part of the source never.
+    index.unlink()
+    assert run([*there, "--layout", str(layout)]) == 2
+    assert f"{shards[0].name}: exists" in capsys.readouterr().err.replace("\n", "")
+    assert run([*there, "--layout", str(layout), "--shard-size", "nothing"]) == 2
+    single = ["convert", str(source), str(tmp_path / "d.pdparams"), "--layout", str(layout), "--shard-size", "1GB"]
+    assert run(single) == 2
+    assert "only an index has shards" in capsys.readouterr().err
+    assert run([*there, "--layout", str(layout), "--force", "--shard-size", "4kB"]) == 0
+    assert [path.name for path in sorted(tmp_path.glob("b-*.safetensors"))] == [path.name for path in shards]

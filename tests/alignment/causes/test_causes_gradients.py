@@ -40,9 +40,8 @@ def suspect(candidate, reference, local="weight", *, kind="Linear", ids=None, ti
         batches=(),
         settings={},
         twin=SimpleNamespace(padding=lambda _: 0),
-        reference=SimpleNamespace(slots=lambda _: tuple(slots)),
+        slots=tuple(slots),
         candidate=SimpleNamespace(slots=lambda _: tuple(slots)),
-        reference_model=None,
         candidate_model=None,
     )
     one.scene = SimpleNamespace(

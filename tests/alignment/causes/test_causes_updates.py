@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -112,6 +114,13 @@ def test_a_copied_momentum():
     assert "the increment is 9 times" in next(iter(CAUSES[-2].test(one))).change
     assert proved(statistic("running_mean", lambda old, batch: 0.9 * batch - 0.8 * old)) == []
     assert proved(statistic("running_mean", lambda old, batch: 0.1234567 * (batch - old))) == []
+
+
+def test_a_copied_momentum_of_a_variance_that_is_biased_too():
+    both = statistic("running_var", lambda old, batch: 0.9 * (batch * 31 / 32 - old))
+    assert proved(replace(both, momentum=0.1)) == ["bn-momentum"]
+    assert proved(replace(both, momentum=0.2)) == []
+    assert proved(replace(both, momentum=0.1, count=64)) == []
 
 
 def test_a_biased_variance():

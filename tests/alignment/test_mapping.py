@@ -1,0 +1,589 @@
+"""A port whose parts have other names: matched where nothing else fits, mapped where a person must say, never guessed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from alignment import AlignmentError, Options, check, explain, explain_traces, run_check, save_traces
+from alignment.cli import run
+from alignment.experiment import prepare
+from alignment.mapping import LayoutRule, ModelMapping, OwnTolerance, covers
+from alignment.report import Report
+from checkpoints import Rename
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = '''
+import paddle
+import torch
+from torch import nn
+from alignment import Side, Twin
+from fake_data import Ids, InputSpec, Labels
+
+
+class Reference(nn.Module):
+    """extra: a layer that is never used."""
+
+    def __init__(self, square=False, extra=False):
+        super().__init__()
+        width = 6 if square else 8
+        self.emb = nn.Embedding(10, 6)
+        self.up = nn.Linear(6, width)
+        self.act = nn.GELU()
+        self.down = nn.Linear(width, 6)
+        self.head = nn.Linear(6, 3)
+        if extra:
+            self.spare = nn.Linear(7, 7)
+
+    def forward(self, ids):
+        return self.head(self.down(self.act(self.up(self.emb(ids)))).mean(1))
+
+
+class Port(paddle.nn.Layer):
+    def __init__(self, square=False, fault="", extra=False, scale=1.0):
+        super().__init__()
+        width = 6 if square else 8
+        self.table = paddle.nn.Embedding(10, 6)
+        self.first = paddle.nn.Linear(6, width)
+        self.gelu = paddle.nn.GELU(approximate=fault == "gelu")
+        self.second = paddle.nn.Linear(width, 6)
+        self.out = paddle.nn.Linear(6, 3)
+        self.scale = scale
+        if extra:
+            self.aux = paddle.nn.Linear(5, 5)
+
+    def forward(self, ids):
+        return self.out(self.second(self.gelu(self.first(self.table(ids)))).mean(1)) * self.scale
+
+
+class Wrapped(paddle.nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.net = Port()
+
+    def forward(self, ids):
+        return self.net(ids)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 8)
+        self.act = nn.GELU()
+
+    def forward(self, x):
+        return self.act(self.fc(x))
+
+
+class BlockPort(paddle.nn.Layer):
+    """The same, computed inside on rows of one sequence after the other."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.fc = paddle.nn.Linear(6, 8)
+        self.act = paddle.nn.GELU()
+        self.shift = shift
+
+    def forward(self, x):
+        rows = self.act(self.fc(x.reshape([-1, 6])))
+        return rows.reshape([x.shape[0], x.shape[1], 8]) + self.shift
+
+
+class Blocked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Embedding(10, 6)
+        self.block = Block()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.head(self.block(self.emb(ids)).mean(1))
+
+
+class BlockedPort(paddle.nn.Layer):
+    def __init__(self, shift=0.0):
+        super().__init__()
+        self.emb = paddle.nn.Embedding(10, 6)
+        self.block = BlockPort(shift)
+        self.head = paddle.nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.head(self.block(self.emb(ids)).mean(1))
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Embedding(10, 6)
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, ids):
+        return self.fc(self.emb(ids).mean(1))
+
+
+class OwnLinear(paddle.nn.Layer):
+    """A linear layer that keeps its weight as the reference does."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = self.create_parameter([6, 6])
+        self.offset = self.create_parameter([6], is_bias=True)
+
+    def forward(self, x):
+        return x @ self.kernel.T + self.offset
+
+
+class LinearPort(paddle.nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.emb = paddle.nn.Embedding(10, 6)
+        self.fc = OwnLinear()
+
+    def forward(self, ids):
+        return self.fc(self.emb(ids).mean(1))
+
+
+def inputs(settings):
+    return InputSpec({"ids": Ids(0, 10, ("B", "N")), "targets": Labels(3, ("B",))}, max_length=8)
+
+
+def twin(reference, candidate, **settings):
+    ours = {key: value for key, value in settings.items() if key in ("square",)}
+    theirs = {key: value for key, value in settings.items() if key not in ("square", "spare")}
+    return Twin(
+        "port",
+        "a port of other names",
+        Side("torch", f"mapping_ports:{reference}", {"extra": True} if "spare" in settings else {}),
+        Side("paddle", f"mapping_ports:{candidate}", theirs),
+        ours,
+        inputs,
+        loss="criterion",
+    )
+
+
+port = twin("Reference", "Port")
+square = twin("Reference", "Port", square=True)
+'''
+QUICK = Options(batch_size=3, length=5, steps=(1, 3, 4, 5))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with the models, as a user's would be."""
+    found = tmp_path_factory.mktemp("models")
+    (found / "mapping_ports.py").write_text(MODELS)
+    return found
+
+
+@pytest.fixture
+def ports(folder, monkeypatch) -> Any:
+    monkeypatch.syspath_prepend(str(folder))
+    import mapping_ports
+
+    yield mapping_ports.twin
+    sys.modules.pop("mapping_ports", None)
+
+
+def stages(report: Report) -> dict[str, Any]:
+    return {stage.name: stage for stage in report.twins[0].stages}
+
+
+def roots(report: Report) -> set[tuple[str, str]]:
+    return {(root.record, root.name) for root in report.twins[0].roots}
+
+
+def notes(report: Report, stage: str) -> str:
+    return "\n".join(stages(report)[stage].notes)
+
+
+# ------------------------------------------------------------------------------------------------------ no configuration
+
+
+def test_other_names_in_the_same_order_need_no_configuration_and_the_report_says_how(ports) -> None:
+    report = check(ports("Reference", "Port"), QUICK)
+    assert report.verdict == "aligned"
+    assert "tensors matched: 7 by order (emb → table by order" in notes(report, "structure")
+    forward = {row.reference_name: row.candidate_name for row in stages(report)["forward"].tensors}
+    assert forward["act"] == "gelu"
+    assert forward["down"] == "second"
+
+
+def test_a_fault_of_such_a_port_is_found_and_explained(ports) -> None:
+    report = explain(ports("Reference", "Port", fault="gelu"), QUICK)
+    assert roots(report) == {("activation", "act")}
+    assert [finding.cause for finding in report.twins[0].findings] == ["gelu-form"]
+
+
+def test_a_wrapper_around_the_model_is_passed_over_and_noted(ports) -> None:
+    report = check(ports("Reference", "Wrapped"), QUICK)
+    assert report.verdict == "aligned"
+    assert "only wrapping another: 1 of" in notes(report, "forward")
+    assert "(net)" in notes(report, "forward")
+
+
+def test_names_that_correspond_are_no_matter_of_matching(ports) -> None:
+    report = check(ports("Blocked", "BlockedPort"), replace(QUICK, steps=(1,)))
+    assert "matched" not in notes(report, "structure")
+
+
+def test_what_could_be_either_is_an_error_that_names_both(ports) -> None:
+    with pytest.raises(AlignmentError) as caught:
+        check(ports("Reference", "Port", square=True), QUICK)
+    message = str(caught.value)
+    assert re.search(r"up, down \(Linear \[6, 6\], \[6\]\): each may be any of first, second", message)
+    assert "align map TWIN -o mapping.toml" in message
+
+
+def test_what_fits_nothing_is_a_divergence_and_no_ambiguity(ports) -> None:
+    report = check(ports("Reference", "Port", square=True, extra=True), QUICK)
+    assert report.verdict == "diverged"
+    assert "align map TWIN" in notes(report, "structure")
+
+
+# --------------------------------------------------------------------------------------------------------------- mapping
+
+
+def test_a_mapping_decides_what_is_ambiguous_and_a_wrong_one_diverges(ports) -> None:
+    twin = ports("Reference", "Port", square=True)
+    right = check(twin, replace(QUICK, mapping=ModelMapping(modules={"up": "first"})))
+    assert right.verdict == "aligned"
+    assert "2 by mapping" in notes(right, "structure")
+    wrong = check(twin, replace(QUICK, mapping=ModelMapping(modules={"up": "second", "down": "first"})))
+    assert stages(wrong)["structure"].verdict == "aligned"
+    assert stages(wrong)["forward"].verdict == "diverged"
+
+
+def test_a_twin_may_carry_its_mapping_and_rules_rename(ports) -> None:
+    rules = (("emb", "table"), ("up", "first"), ("down", "second"), ("head", "out"))
+    renames = tuple(Rename(rf"{one}\.(.*)", rf"{two}.\1") for one, two in rules)
+    twin = replace(ports("Reference", "Port", square=True), mapping=ModelMapping(renames))
+    assert check(twin, replace(QUICK, steps=(1, 3))).verdict == "aligned"
+
+
+def test_pairs_of_single_tensors_and_their_layout(ports) -> None:
+    """A square matrix that a class of the user's keeps the other way round: nothing but a person can know it."""
+    pairs = {"fc.weight": "fc.kernel", "fc.bias": "fc.offset"}
+    twin = ports("Linear", "LinearPort")
+    assert check(twin, QUICK).verdict == "diverged"
+    verdicts = {}
+    for operation in ("copy", "transpose"):
+        mapping = ModelMapping(tensors=pairs, layouts=(LayoutRule("fc", operation),))  # type: ignore[arg-type]
+        verdicts[operation] = check(twin, replace(QUICK, mapping=mapping))
+    assert verdicts["copy"].verdict == "aligned"
+    assert stages(verdicts["transpose"])["forward"].verdict == "diverged"
+
+
+def test_a_tensor_without_counterpart_is_ignored_by_name_and_keeps_its_values(ports) -> None:
+    twin = ports("Reference", "Port", extra=True, spare=True)
+    assert check(twin, QUICK).verdict == "diverged"
+    options = replace(QUICK, steps=(1, 2, 3, 4, 5), mapping=ModelMapping(ignore=("spare", "aux")))
+    report = check(twin, options)
+    assert {name: stage.verdict for name, stage in stages(report).items() if name != "initialization"} == dict.fromkeys(
+        ("structure", "forward", "loss", "backward"), "aligned"
+    )
+    assert "ignored by the mapping: 6 of" in notes(report, "structure")
+    for name in ("spare", "aux", "spare.weight", "aux.weight"):
+        assert name in notes(report, "structure")
+    experiment = prepare(twin, options)
+    given = experiment.candidate_state(experiment.weights["random"])
+    own = experiment.candidate.read_state(experiment.candidate_model)
+    assert np.array_equal(given["aux.weight"], own["aux.weight"])
+    assert "aux.weight" not in {move.target for move in experiment.layout.moves}
+
+
+def test_a_port_of_other_names_is_explained_from_saved_traces(ports, tmp_path) -> None:
+    twin = ports("Reference", "Port", extra=True, fault="gelu")
+    checked = run_check(twin, replace(QUICK, mapping=ModelMapping(ignore=("aux",))))
+    report = explain_traces(*save_traces(checked, tmp_path))
+    assert ("activation", "act") in roots(report)
+
+
+def test_ignoring_a_module_does_not_hide_what_it_does_to_others(ports) -> None:
+    twin = ports("Reference", "Port", fault="gelu")
+    report = check(twin, replace(QUICK, mapping=ModelMapping(ignore=("act",))))
+    assert report.verdict == "diverged"
+    assert "act" not in {row.name for row in stages(report)["forward"].tensors}
+    assert ("activation", "act") not in roots(report)
+
+
+def test_where_everything_is_ignored_nothing_is_aligned(ports) -> None:
+    report = check(ports("Reference", "Port"), replace(QUICK, mapping=ModelMapping(ignore=(".*",))))
+    assert report.verdict == "inconclusive"
+    assert stages(report)["structure"].verdict == "inconclusive"
+    assert "leaves out" in stages(report)["structure"].tensors[0].reason
+
+
+def test_the_logits_and_the_loss_cannot_be_ignored(ports) -> None:
+    report = check(ports("Reference", "Port", scale=1.5), replace(QUICK, mapping=ModelMapping(ignore=(".*",))))
+    assert report.verdict == "diverged"
+    assert {row.name for row in stages(report)["forward"].tensors} == {"logits"}
+
+
+def test_a_module_compared_at_its_boundary_may_differ_inside(ports) -> None:
+    twin = ports("Blocked", "BlockedPort")
+    assert check(twin, QUICK).verdict == "diverged"
+    bounded = replace(QUICK, mapping=ModelMapping(boundary=("block",)))
+    report = check(twin, bounded)
+    assert report.verdict == "aligned"
+    compared = {row.name for row in stages(report)["forward"].tensors}
+    assert "block" in compared
+    assert not {"block.fc", "block.act"} & compared
+    assert "inside a boundary: 2 of" in notes(report, "structure")
+    assert "block.fc.weight" in {row.name for row in stages(report)["backward"].tensors}
+    wrong = check(ports("Blocked", "BlockedPort", shift=0.125), bounded)
+    assert roots(wrong) == {("activation", "block")}
+
+
+def test_a_tolerance_of_its_own_decides_only_where_it_is_said_and_shows(ports) -> None:
+    twin, options = ports("Reference", "Port", scale=1 + 1e-9), replace(QUICK, steps=(3,))
+    assert check(twin, options).verdict == "diverged"
+    own = OwnTolerance("logits|", "the port scales its output", semantics_margin=1e12)
+    report = check(twin, replace(options, mapping=ModelMapping(tolerances=(own,))))
+    assert report.verdict == "aligned"
+    rows = {row.name: row for row in stages(report)["forward"].tensors}
+    decided = "aligned by a tolerance of its own (the port scales its output), diverged by the usual one"
+    assert rows["logits"].reason.startswith(decided)
+    assert "tolerance of its own" not in rows["head"].reason
+    assert "a tolerance of their own (the port scales its output)" in notes(report, "forward")
+    elsewhere = replace(own, pattern="head")
+    assert check(twin, replace(options, mapping=ModelMapping(tolerances=(elsewhere,)))).verdict == "diverged"
+
+
+def test_a_stricter_tolerance_of_its_own_diverges_and_is_no_root_of_another_kind(ports) -> None:
+    own = OwnTolerance("up", "bits matter here", semantics_margin=1e-9, precision_ratio=1e-9, floor_ulps=1e-9)
+    twin = ports("Reference", "Port")
+    report = check(twin, replace(QUICK, steps=(3,), mapping=ModelMapping(tolerances=(own,))))
+    diverged = {row.name: row.reason for row in stages(report)["forward"].tensors if row.verdict == "diverged"}
+    assert set(diverged) <= {"up"}
+    for reason in diverged.values():
+        assert "diverged by a tolerance of its own (bits matter here), aligned by the usual one" in reason
+
+
+def test_a_large_batch_is_judged_with_the_same_mapping(ports, monkeypatch) -> None:
+    monkeypatch.setattr("alignment.fullsize.LARGE_RUN", 0)
+    mapping = ModelMapping(
+        modules={"up": "first"},
+        ignore=("aux",),
+        tolerances=(OwnTolerance("logits|", "scaled", precision_ratio=1e9, semantics_margin=1e15),),
+    )
+    twin = ports("Reference", "Port", square=True, extra=True, scale=1 + 1e-3)
+    options = replace(QUICK, steps=(1, 3), mapping=mapping)
+    report = check(twin, options)
+    assert "full-size" in report.twins[0].batches
+    assert report.verdict == "aligned"
+    assert check(twin, replace(options, mapping=replace(mapping, tolerances=()))).verdict == "diverged"
+
+
+# ----------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        (ModelMapping(modules={"upp": "first"}), "modules: the reference has no module 'upp'"),
+        (ModelMapping(modules={"up": "frist"}), "modules: the candidate has no module 'frist'"),
+        (ModelMapping(tensors={"up.weight": "first.kernel"}), "tensors: the candidate has no tensor 'first.kernel'"),
+        (ModelMapping(ignore=("dropuot",)), "ignore: 'dropuot' matches no module or tensor"),
+        (ModelMapping(boundary=("up.weight",)), "boundary: 'up.weight' matches no module"),
+        (ModelMapping(layouts=(LayoutRule("first", "copy"),)), "layout: 'first' matches no tensor of the reference"),
+        (ModelMapping((Rename("first", "up"),)), "rename: 'first' matches no tensor of the reference"),
+        (
+            ModelMapping(tolerances=(OwnTolerance("nothing", "why", floor_ulps=1),)),
+            "tolerance: 'nothing' matches no module or tensor",
+        ),
+    ],
+)
+def test_an_entry_that_means_nothing_is_an_error(ports, mapping, said) -> None:
+    with pytest.raises(AlignmentError, match=re.escape(said)):
+        check(ports("Reference", "Port"), replace(QUICK, mapping=mapping))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ignored = []", "unknown key 'ignored'; known: rename, modules"),
+        ("ignore = 'act'", "ignore must be a list of patterns"),
+        ("ignore = [1]", "ignore must be a list of patterns"),
+        ("ignore = ['(']", "'(' is no regular expression"),
+        ("boundary = ['[']", "boundary: '[' is no regular expression"),
+        ("modules = []", "modules must be a table of names"),
+        ("[modules]\na.b = 'c'", "put a name with dots in quotes"),
+        ("[modules]\na = 'x'\nb = 'x'", "modules: 'x' stands for more than one"),
+        ("[tensors]\na = 1", "'a' must be given one name"),
+        ("[rename]\npattern = 'a'", "rename must be a list of tables"),
+        ("[[rename]]\npattern = 'a'", "rename 1: replace is missing"),
+        ("[[rename]]\npattern = 'a'\nreplace = '\\1'", "invalid group reference"),
+        ("[[rename]]\npattern = 'a'\nreplace = 'b'\noperation = 'flip'", "operation 'flip' is none of copy"),
+        ("[[layout]]\npattern = 'a'\noperation = 'turn'", "operation 'turn' is none of copy"),
+        ("[[layout]]\npattern = 'a'\noperation = 'copy'\nfor = 'b'", "layout 1: unknown key 'for'"),
+        ("[[tolerance]]\npattern = 'a'\nprecision_ratio = 2.0", "tolerance 1: reason is missing"),
+        ("[[tolerance]]\npattern = 'a'\nreason = ' '\nfloor_ulps = 2.0", "give the reason"),
+        ("[[tolerance]]\npattern = 'a'\nreason = 'b'", "give semantics_margin, precision_ratio or floor_ulps"),
+        ("[[tolerance]]\npattern = 'a'\nreason = 'b'\nprecision_ratio = nan", "finite positive number, not nan"),
+        ("[[tolerance]]\npattern = 'a'\nreason = 'b'\nsemantics_margin = inf", "finite positive number, not inf"),
+        ("[[tolerance]]\npattern = 'a'\nreason = 'b'\nfloor_ulps = -1", "finite positive number, not -1.0"),
+        ("[[tolerance]]\npattern = 'a'\nreason = 'b'\nfloor_ulps = 0", "finite positive number, not 0.0"),
+        (f"[[tolerance]]\npattern = 'a'\nreason = 'b'\nfloor_ulps = 1{'0' * 400}", "finite positive number, not inf"),
+        ("[[tolerance]]\npattern = 'a'\nreason = 'b'\nprecision_ratio = true", "must be a number, not True"),
+        ("[[tolerance]]\npattern = 'a'\nreason = 'b'\nprecision_ratio = '9'", "must be a number, not '9'"),
+        ("ignore = ['a'", "not a mapping"),
+        ("a = " + "[" * 5000, "not a mapping"),
+    ],
+)
+def test_a_hostile_or_mistaken_file_is_refused_by_name(tmp_path, text, said) -> None:
+    file = tmp_path / "mapping.toml"
+    file.write_text(text)
+    with pytest.raises(AlignmentError, match=re.escape(said)) as caught:
+        ModelMapping.read(file)
+    assert str(caught.value).startswith(f"{file}: not a mapping: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[1, 2]", "the mapping must be a table"),
+        (b'{"ignore": ["a"], "ignore": []}', "a key stands twice"),
+        (b"[" * 100_000, "not a mapping"),
+        (b"\xff\xfe", "not a mapping"),
+        (b'{"tolerance": [{"pattern": "a", "reason": "b", "floor_ulps": NaN}]}', "finite positive number, not nan"),
+    ],
+)
+def test_a_hostile_json_file_is_refused(tmp_path, content, said) -> None:
+    file = tmp_path / "mapping.json"
+    file.write_bytes(content)
+    with pytest.raises(AlignmentError, match=re.escape(said)):
+        ModelMapping.read(file)
+
+
+def test_a_file_that_is_missing_or_of_another_kind_is_refused(tmp_path) -> None:
+    with pytest.raises(AlignmentError, match="can't read the mapping: No such file"):
+        ModelMapping.read(tmp_path / "none.toml")
+    with pytest.raises(AlignmentError, match="can't read the mapping: Is a directory"):
+        ModelMapping.read(tmp_path)
+    (tmp_path / "mapping.yaml").write_text("")
+    with pytest.raises(AlignmentError, match=r"is a \.toml or \.json file"):
+        ModelMapping.read(tmp_path / "mapping.yaml")
+    with pytest.raises(AlignmentError, match=r"is a \.toml or \.json file"):
+        ModelMapping().write(tmp_path / "mapping.yaml")
+
+
+NAMES = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+PATTERNS = NAMES.map(re.escape)
+FIGURE = st.one_of(st.none(), st.floats(1e-300, 1e300))
+TOLERANCES = st.builds(
+    OwnTolerance, PATTERNS, NAMES.map(lambda text: f"because {text}"), st.floats(1e-9, 1e9), FIGURE, FIGURE
+)
+MAPPINGS = st.builds(
+    ModelMapping,
+    st.lists(st.builds(Rename, PATTERNS, NAMES.filter(lambda text: "\\" not in text)), max_size=2).map(tuple),
+    st.dictionaries(NAMES, NAMES, max_size=3).filter(lambda pairs: len(set(pairs.values())) == len(pairs)),
+    st.dictionaries(NAMES, NAMES, max_size=3).filter(lambda pairs: len(set(pairs.values())) == len(pairs)),
+    st.lists(st.builds(LayoutRule, PATTERNS, st.sampled_from(("copy", "transpose"))), max_size=2).map(tuple),
+    st.lists(PATTERNS, max_size=3).map(tuple),
+    st.lists(PATTERNS, max_size=3).map(tuple),
+    st.lists(TOLERANCES, max_size=2).map(tuple),
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(MAPPINGS, st.sampled_from((".toml", ".json")))
+def test_what_is_written_is_read_again(tmp_path, mapping, suffix) -> None:
+    file = tmp_path / f"mapping{suffix}"
+    mapping.write(file)
+    assert ModelMapping.read(file) == mapping
+
+
+def test_a_pattern_stands_for_all_that_is_inside_what_it_matches() -> None:
+    assert covers(r"block", "block.fc.weight")
+    assert covers(r"layers\.\d+", "layers.3.fc")
+    assert not covers(r"block", "blocks.fc")
+    assert not covers(r"fc", "block.fc")
+
+
+# ---------------------------------------------------------------------------------------------------------- command line
+
+
+ARGUMENTS = ["--batch-size", "3", "--length", "5", "--step", "1", "--step", "3"]
+
+
+def test_a_proposal_is_written_edited_and_checked(folder, tmp_path, ports, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["check", "mapping_ports:square", *ARGUMENTS]) == 2
+    assert "align map TWIN -o mapping.toml" in capsys.readouterr().err
+    assert run(["map", "mapping_ports:square", "-o", "mapping.toml"]) == 2
+    assert capsys.readouterr().out == "mapping.toml: tensors matched: 3 by order; 2 ambiguous: edit the file\n"
+    text = Path("mapping.toml").read_text()
+    assert '"emb" = "table"  # by order' in text
+    assert '# "up" = "first"\n# "up" = "second"' in text
+    # As it is written, it leaves open what is ambiguous.
+    assert run(["check", "mapping_ports:square", "--mapping", "mapping.toml", *ARGUMENTS]) == 2
+    edited = text.replace('# "up" = "first"', '"up" = "first"').replace('# "down" = "second"', '"down" = "second"')
+    Path("mapping.toml").write_text(edited)
+    capsys.readouterr()
+    assert run(["check", "mapping_ports:square", "--mapping", "mapping.toml", *ARGUMENTS]) == 0
+    assert "7 by mapping" in capsys.readouterr().out
+    assert run(["map", "mapping_ports:square", "-o", "mapping.toml"]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert Path("mapping.toml").read_text() == edited
+
+
+def test_a_proposal_without_questions_is_a_mapping_as_it_is(folder, tmp_path, ports, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["map", "mapping_ports:port", "-o", "mapping.toml"]) == 0
+    mapping = ModelMapping.read("mapping.toml")
+    assert mapping.modules["act"] == "gelu"
+    assert mapping.tensors["head.bias"] == "out.bias"
+    assert run(["check", "mapping_ports:port", "--mapping", "mapping.toml", *ARGUMENTS]) == 0
+    report = tmp_path / "report.json"
+    arguments = ["check", "mapping_ports:port", "--mapping", "mapping.toml", "--json", str(report), *ARGUMENTS]
+    assert run(arguments) == 0
+    assert json.loads(report.read_text())["twins"][0]["options"]["mapping"] == "mapping.toml"
+
+
+def test_the_command_line_in_a_process_of_its_own(folder, tmp_path) -> None:
+    (tmp_path / "mapping.toml").write_text(
+        textwrap.dedent(
+            """
+            [modules]
+            "up" = "second"
+            "down" = "first"
+            """
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "COLUMNS": "120"}
+    command = [
+        sys.executable,
+        "-m",
+        "alignment",
+        "check",
+        "mapping_ports:square",
+        "--mapping",
+        "mapping.toml",
+        *ARGUMENTS,
+    ]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    assert "tensors matched: 4 by mapping, 3 by order" in result.stdout
+    (tmp_path / "mapping.toml").write_text("ignore = [")
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "mapping.toml: not a mapping" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_all_twins_have_no_mapping_in_common(tmp_path, capsys) -> None:
+    (tmp_path / "mapping.toml").write_text("")
+    assert run(["check", "--all", "--mapping", str(tmp_path / "mapping.toml")]) == 2
+    assert "--mapping goes with one twin" in capsys.readouterr().err
