@@ -216,12 +216,17 @@ def capture_candidate(
     return _Capturing(experiment, "candidate", about, keep, source).write(path, given, progress)
 
 
+def no_mapping(twin: str) -> AlignmentError:
+    """What is said of a twin that goes by a mapping."""
+    return AlignmentError(
+        f"{twin} goes by a mapping, which speaks of both sides at once, and a capture has one: check it in one environment "
+        "with `align check`"
+    )
+
+
 def _refuse_mapping(twin: Twin, options: Options) -> None:
     if mapping_of(twin, options) != ModelMapping():
-        raise AlignmentError(
-            f"{twin.name} goes by a mapping, which speaks of both sides at once, and a capture has one: check it in one "
-            "environment with `align check`"
-        )
+        raise no_mapping(twin.name)
 
 
 def _twin_of(source: Capture, twin: str | Twin | None, path: str | Path) -> Twin:

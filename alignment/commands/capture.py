@@ -10,7 +10,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from alignment.capture import Captured, Keep, capture_candidate, capture_reference
+from alignment.capture import Captured, Keep, capture_candidate, capture_reference, no_mapping
 from alignment.capture_file import Level
 from alignment.commands._options import make_options, shared_options
 from alignment.errors import AlignmentError
@@ -138,6 +138,8 @@ def _candidate(
         if parameter.name in FROM_REFERENCE and typed:
             raise AlignmentError(f"{parameter.opts[0]} is taken from the reference's capture: leave it out with --from")
     name = twin or read_capture(source).about.address
+    if given["mapping"] is not None:
+        raise no_mapping(name)
     if _part(side, name) == "reference":
         raise AlignmentError("--from goes with the candidate: the reference is captured without it")
     reserve_threads(given["threads"])

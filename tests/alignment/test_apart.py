@@ -26,6 +26,7 @@ from alignment import (
 from alignment.apart import judge_step
 from alignment.capture_file import HEADER, read_capture
 from alignment.cli import run
+from alignment.mapping import ModelMapping
 from alignment.report import Report, TensorResult
 from alignment.twins import TWINS
 from alignment.views.json import SCHEMA, to_json
@@ -325,6 +326,10 @@ def test_files_that_do_not_belong_together(tmp_path, plain) -> None:
         (("compare", "R", "other.npy"), "a capture is compared with a capture"),
         (("compare", "R", "C", "--tolerance", "0.1"), "--tolerance goes with dumps"),
         (("check", TEXT, "--reference-python", "no-such-python"), "no such program"),
+        (("check", TEXT, "--reference-python", "python", "--isolate"), "--isolate goes with a check in one"),
+        (("check", TEXT, "--candidate-python", "python", "--mapping", "m.toml"), "--mapping goes with a check in one"),
+        (("check", TEXT, "--candidate-python", "python", "--strict"), "--strict goes with a check in one"),
+        (("check", TEXT, "--timeout", "5"), "--timeout goes with --isolate, or with --reference-python"),
     ],
 )
 def test_arguments_that_do_not_go_together(plain, tmp_path, capsys, arguments, said) -> None:
@@ -380,6 +385,20 @@ def test_three_environments(small_arguments, tmp_path, fault, status) -> None:
     done = without(f"{TORCH},{PADDLE}", "explain", reference, candidate)
     assert done.returncode == status, done.stderr
     assert fault is None or "finding: " in done.stdout
+
+
+def test_a_mapping_speaks_of_both_sides(plain, tmp_path, capsys) -> None:
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text('ignore = ["fc"]\n')
+    out = tmp_path / "x.safetensors"
+    assert run(["capture", TEXT, "--side", "torch", "--mapping", str(mapping), "-o", str(out)]) == 2
+    assert "goes by a mapping" in capsys.readouterr().err
+    assert run(["capture", "--side", "paddle", "--from", str(plain[0]), "--mapping", str(mapping), "-o", str(out)]) == 2
+    assert "goes by a mapping" in capsys.readouterr().err
+    twin = replace(get_twin(TEXT), mapping=ModelMapping(ignore=("fc",)))
+    with pytest.raises(AlignmentError, match="goes by a mapping"):
+        capture_candidate(plain[0], out, twin)
+    assert not out.exists()
 
 
 def test_the_blocker_blocks(tmp_path) -> None:

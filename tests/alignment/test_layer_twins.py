@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,18 @@ import paddle
 import pytest
 import torch
 
-from alignment import Options, Side, Twin, explain, explain_traces, save_traces
+from alignment import (
+    Keep,
+    Options,
+    Side,
+    Twin,
+    capture_candidate,
+    capture_reference,
+    compare_captures,
+    explain,
+    explain_traces,
+    save_traces,
+)
 from alignment.check import run_check
 from alignment.faults import Fault
 from alignment.repro import write_repros
@@ -388,3 +400,63 @@ def test_a_large_batch_is_compared_part_by_part(twin_of, monkeypatch) -> None:
             checked = run_check(twin_of(net, backwards), replace(options(steps=(3, 5)), batch_size=4))
             assert any("probe" in note for note in checked.report.twins[0].notes)
             assert checked.report.verdict == "aligned", roots(checked)
+
+
+def captures(folder: Path, twin: Twin, *faults: Fault, keep: Keep | None = None, train_steps: int = 0) -> list[Path]:
+    files = [folder / "reference.safetensors", folder / "candidate.safetensors"]
+    capture_reference(twin, files[0], options(), keep, train_steps)
+    capture_candidate(files[0], files[1], twin, faults)
+    return files
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("name", NETS)
+def test_captures_give_the_report_of_a_check(twin_of, tmp_path, name, backwards) -> None:
+    steps = (1, 3, 4, 5)
+    live = run_check(twin_of(name, backwards), options(steps=steps)).report.twins[0]
+    (apart,) = compare_captures(*captures(tmp_path, twin_of(name, backwards)), steps).twins
+    assert apart.verdict == "aligned"
+    assert apart.stages == live.stages
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_captures_tell_the_right_part(twin_of, tmp_path, backwards) -> None:
+    steps = (1, 3, 4, 5)
+    parameter, found = "attention.v_proj.weight", "attention.in_proj_weight[v]"
+
+    def plant(framework: Any, model: Any, _twin: Twin) -> list[str]:
+        name = "attention.in_proj_bias" if backwards else parameter
+        framework.replace_gradient(
+            model, name, lambda g: np.concatenate([g[: 2 * len(g) // 3], 2 * g[2 * len(g) // 3 :]])
+        )
+        return [name]
+
+    fault = Fault("third", "", 5, plant=plant)
+    files = captures(tmp_path, twin_of("AttentionNet", backwards), fault, train_steps=2)
+    (twin,) = compare_captures(*files, steps).twins
+    assert {(root.record, root.name) for root in twin.roots} == {
+        ("gradient", "attention.v_proj.bias" if backwards else found)
+    }
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_figures_of_a_whole_say_nothing_of_its_parts(twin_of, tmp_path, backwards) -> None:
+    files = captures(
+        tmp_path, twin_of("AttentionNet", backwards), twice("head.weight"), keep=Keep("statistics"), train_steps=1
+    )
+    (twin,) = compare_captures(*files).twins
+    rows = {(t.record, t.name): t for stage in twin.stages for t in stage.tensors}
+    parts = ("attention.q_proj.weight",) if backwards else ("attention.in_proj_weight[q]", "attention.in_proj_weight")
+    assert not any(("gradient", part) in rows for part in parts)
+    assert any("records were not captured (--level statistics)" in note for note in twin.notes)
+    assert rows["gradient", "head.weight"].verdict == "diverged"
+    assert rows["gradient", "head.bias"].verdict != "diverged"
+
+
+def test_a_part_goes_by_the_pattern_of_its_whole(twin_of, tmp_path) -> None:
+    keep = Keep(only=("attention.in_proj_weight", "logits"))
+    (twin,) = compare_captures(*captures(tmp_path, twin_of("AttentionNet"), keep=keep)).twins
+    rows = {
+        t.name: t.verdict for stage in twin.stages if stage.step == 5 for t in stage.tensors if t.record == "gradient"
+    }
+    assert rows == {f"attention.in_proj_weight[{part}]": "aligned" for part in "qkv"} | {"logits": "aligned"}
