@@ -39,6 +39,9 @@ class Recorded:
         """Options of one module, as far as they were known."""
         return dict(self._about.layers.get(path, {}))
 
+    def cross_entropy(self, _logits: Any, _targets: Any, **_options: Any) -> None:
+        """None: what it gives was recorded with the run, or left out."""
+
     def get_option(self, _model: Any, kind: str, option: str) -> dict[str, Any]:
         """Path -> value of an option of every layer of a kind."""
         alike = (module.path for module in self._about.modules if module.kind == kind)
