@@ -434,6 +434,9 @@ def test_captures_tell_the_right_part(twin_of, tmp_path, backwards) -> None:
     fault = Fault("third", "", 5, plant=plant)
     files = captures(tmp_path, twin_of("AttentionNet", backwards), fault, train_steps=2)
     (twin,) = compare_captures(*files, steps).twins
+    changes = {t.name: t.verdict for stage in twin.stages for t in stage.tensors if t.record == "update"}
+    part = "attention.q_proj.weight" if backwards else "attention.in_proj_weight[q]"
+    assert changes[part] == changes[f"{part} (training)"] == "aligned"
     assert {(root.record, root.name) for root in twin.roots} == {
         ("gradient", "attention.v_proj.bias" if backwards else found)
     }
