@@ -54,7 +54,8 @@ class Options:
     faults:     faults to plant on the candidate, by name or as they are.
     mapping:    how the two sides' parts correspond, and what of them is compared: a value, or a file; None: the twin's own.
     threads:    CPU threads of both frameworks; None: all, or one where a run is too small to gain by more.
-    strict:     call diverged, too, what the frameworks' own layers define differently: batch norm's running variance.
+    strict:     call diverged, too, what the frameworks' own layers define differently: batch norm's running variance, and
+                the padding row of an embedding, should it not be zero.
     """
 
     steps: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -528,7 +529,7 @@ def _nothing_to_hit(fault: Fault, twin: Twin) -> AlignmentError:
 def _weight_sets(experiment: Experiment, given: State | None) -> dict[str, State]:
     framework, options = experiment.reference, experiment.options
     own = framework.read_state(experiment.reference_model)
-    randomised = {"random": randomise(framework.slots(experiment.reference_model), own, options.seed)}
+    randomised = {"random": randomise(framework.slots(experiment.reference_model), own, options.seed, options.strict)}
     if given is not None:
         path = Path(options.weights)
         return {path.name: _from_file(experiment, path, given, own), **randomised}
@@ -555,13 +556,13 @@ def _from_file(experiment: Experiment, path: Path, given: State, own: State) -> 
     return {name: given[name].astype(own[name].dtype) for name in own}
 
 
-def randomise(slots: tuple[Slot, ...], state: State, seed: int) -> State:
+def randomise(slots: tuple[Slot, ...], state: State, seed: int, strict: bool = False) -> State:
     """Weights under which every part of a model matters.
 
     At a published initialisation attention is nearly uniform and biases are zero, so that most mistakes move the result by
     less than float32 rounding. Here matrices are N(0, s²) with s = 0.3 up to 16 inputs, and 1.2 / √inputs beyond, so that
     magnitudes neither vanish nor explode with width; vectors are N(0, 0.3²) around the value the initialiser centres them
-    on. Buffers stay as they are, and so do an embedding's rows of zeros.
+    on. Buffers stay as they are, and so do an embedding's rows of zeros unless the check is strict.
     """
     generator = np.random.default_rng(seed)
     result: State = {}
@@ -576,8 +577,8 @@ def randomise(slots: tuple[Slot, ...], state: State, seed: int) -> State:
             deviation = min(0.3, 1.2 / math.sqrt(max(1, inputs))) if value.ndim > 1 else 0.3
             centre = 1.0 if value.ndim == 1 and slot.kind.endswith("Norm") and slot.local == "weight" else 0.0
             drawn = (centre + deviation * generator.standard_normal(value.shape)).astype(value.dtype)
-            if slot.kind == "Embedding":
-                # A row of zeros is the padding's; Paddle looks it up as zeros whatever it holds.
+            if slot.kind == "Embedding" and not strict:
+                # A row of zeros is the padding's; Paddle's own layer looks it up as zeros whatever it holds.
                 drawn[~np.any(value != 0, axis=-1)] = 0
             result[slot.name] = drawn
     return result

@@ -79,7 +79,8 @@ _SHARED = (
     click.option(
         "--strict",
         is_flag=True,
-        help="Call diverged, too, what the frameworks' own layers define differently: batch norm's running variance.",
+        help="Call diverged, too, what the frameworks' own layers define differently: batch norm's running variance, the "
+        "padding row of an embedding.",
     ),
 )
 

@@ -159,7 +159,13 @@ def _parent(tmp_path: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
     said = tmp_path / "pids"
     child = STUBBORN.replace("flush=True", f"flush=True, file=open({str(said)!r}, 'w')")
     code = f"from alignment.isolation import run_isolated; import sys\nrun_isolated([sys.executable, '-c', {child!r}], None)"
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.DEVNULL,
+        # A test run in the background may be told to ignore Ctrl-C, which children would inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (said.exists() and said.read_text().endswith("\n")):
         time.sleep(0.05)
         assert parent.poll() is None

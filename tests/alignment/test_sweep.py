@@ -153,7 +153,7 @@ def test_bad_input_is_refused_before_anything_runs(capsys, monkeypatch, argument
 def test_every_option_of_a_check_is_swept_or_is_none_of_a_case() -> None:
     """An option that says what is checked belongs to a case; one that says where the result goes belongs to NOT_OF_A_CASE."""
     assert set(case_options()) == {
-        "batch-size", "data", "inject", "length", "seed", "set", "step", "strict", "threads", "weights",
+        "batch-size", "data", "inject", "length", "mapping", "seed", "set", "step", "strict", "threads", "weights",
     }  # fmt: skip
     assert NOT_OF_A_CASE.isdisjoint(case_options())
 
@@ -300,7 +300,15 @@ FOUR = ["--step", "1", "--seed", "0..3"]
 def started(output: str, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "alignment", "sweep", "moody:twin", "--jobs", "1", "-o", output, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # A test run in the background may be told to ignore Ctrl-C, which children would inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def when_finished(process: subprocess.Popen[str], count: int) -> list[psutil.Process]:
