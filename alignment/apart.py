@@ -371,7 +371,8 @@ def _stages(
     experiment: RecordedExperiment, progress: Progress | None
 ) -> tuple[tuple[StageResult, ...], tuple[str, ...]]:
     """The stages asked for, their roots marked; and notes."""
-    steps, notes = experiment.options.steps, []
+    steps = experiment.options.steps
+    notes = [] if 1 in steps else [*experiment.scope.notes]  # which the structure has, where it is asked for
     stages = [structure(experiment)] if 1 in steps else []
     running = [stage for stage in STAGES if stage.records and stage.step in steps]
     if experiment.layout is None:

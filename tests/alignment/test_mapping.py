@@ -17,7 +17,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignment import AlignmentError, Options, check, explain, explain_traces, run_check, save_traces
+from alignment import (
+    AlignmentError,
+    Options,
+    capture_candidate,
+    capture_reference,
+    check,
+    compare_captures,
+    explain,
+    explain_traces,
+    run_check,
+    save_traces,
+)
 from alignment.cli import run
 from alignment.experiment import prepare
 from alignment.mapping import LayoutRule, ModelMapping, OwnTolerance, covers
@@ -308,6 +319,20 @@ def test_a_port_of_other_names_is_explained_from_saved_traces(ports, tmp_path) -
     checked = run_check(twin, replace(QUICK, mapping=ModelMapping(ignore=("aux",))))
     report = explain_traces(*save_traces(checked, tmp_path))
     assert ("activation", "act") in roots(report)
+
+
+@pytest.mark.parametrize("port", ["Port", "Wrapped"])
+def test_captures_of_other_names_are_matched_as_in_a_check(ports, tmp_path, port) -> None:
+    twin, steps = ports("Reference", port), (1, 3, 4, 5)
+    live = check(twin, replace(QUICK, steps=steps))
+    files = tmp_path / "reference.safetensors", tmp_path / "candidate.safetensors"
+    capture_reference(twin, files[0], QUICK)
+    capture_candidate(files[0], files[1], twin)
+    apart = compare_captures(*files, steps)
+    assert apart.verdict == "aligned"
+    assert apart.twins[0].stages == live.twins[0].stages
+    only = compare_captures(*files, (3,)).twins[0]
+    assert any("tensors matched: " in note for note in only.notes)
 
 
 def test_ignoring_a_module_does_not_hide_what_it_does_to_others(ports) -> None:
