@@ -210,6 +210,20 @@ def test_tiny_differences_beside_large_values_do_not_vanish() -> None:
     )
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(np.float32, 2e-6), (np.float64, 4e-15)])
+@pytest.mark.parametrize("size", [256, 1000, (1 << 17) + 300])
+def test_long_arrays_are_summed_to_the_last_row_and_beyond(monkeypatch, size, dtype, bound) -> None:
+    monkeypatch.setattr(module, "BLOCK", 1 << 17)
+    rng = np.random.default_rng(size)
+    a, b = rng.standard_normal((2, size)).astype(dtype)
+    gap = (b - a).astype(np.longdouble)
+    found = compare_arrays(a, b)
+    assert found.mean_abs == pytest.approx(float(np.abs(gap).mean()), rel=bound)
+    assert found.rms == pytest.approx(float(np.sqrt(np.mean(gap**2))), rel=bound)
+    norm = np.sqrt(np.sum(gap**2) / np.sum(a.astype(np.longdouble) ** 2))
+    assert found.relative_l2 == pytest.approx(float(norm), rel=bound)
+
+
 def test_a_memory_map_is_compared_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", 1 << 16)
     values = np.random.default_rng(0).standard_normal((2000, 1500)).astype(np.float32)
