@@ -67,13 +67,25 @@ def check(
     Raises:
         AlignmentError, CheckpointError, DataError: it could not run; the message says what to change.
     """
+    asked = asked_for(twin, reference, candidate, inputs, loss, mode)
+    return run_check(asked, options or Options(), progress, reprod_log).report
+
+
+def asked_for(
+    twin: str | Twin | None, reference: Any, candidate: Any, inputs: Any, loss: Any, mode: Literal["eval", "train"]
+) -> str | Twin:
+    """The twin that the arguments of `check` and of `explain` name or make up.
+
+    Raises:
+        AlignmentError: they do not go together, or something is missing.
+    """
     if reference is not None or candidate is not None:
         if twin is not None:
             raise AlignmentError("give either a twin or a reference and a candidate")
-        twin = twin_of(reference, candidate, inputs, loss, mode)
-    elif inputs is not None or loss is not None:
+        return twin_of(reference, candidate, inputs, loss, mode)
+    if inputs is not None or loss is not None:
         raise AlignmentError("inputs and a loss go with a reference and a candidate; a twin has its own")
-    return run_check(twin or DEFAULT_TWIN, options or Options(), progress, reprod_log).report
+    return twin or DEFAULT_TWIN
 
 
 def run_check(

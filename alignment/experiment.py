@@ -364,13 +364,24 @@ class Experiment:
             )
         except (Exception, SystemExit) as error:  # a user's model may raise anything: say where, and never pass
             raise AlignmentError(
-                f"the {side} ({target}) fails on batch {batch.name!r}: {type(error).__name__}: {error}"
+                f"the {side} ({target}) fails on batch {batch.name!r}: {type(error).__name__}: {error}{_dtype_hint(error)}"
             ) from error
         if self.scope.inside[SIDES.index(side)]:
             trace = _only(trace, outside)
         if side == "reference":
             return replace(trace, records=tuple(part for record in trace.records for part in parted(record, packed)))
         return renamed(trace, self.called)
+
+
+def _dtype_hint(error: BaseException) -> str:
+    """What to change where a tensor that forward made has a dtype of its own; the frameworks' words for it are many."""
+    text = str(error).lower()
+    if "float64" in text or "double" in text:
+        return (
+            "\nA model is run in float32 and in float64: what its forward makes must have the dtype of its input, "
+            "torch.zeros(…, dtype=x.dtype), paddle.zeros(…, dtype=x.dtype)"
+        )
+    return ""
 
 
 def _only(trace: Trace, holds: Callable[[Record], bool]) -> Trace:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from alignment.capture_file import read_detailed
 from alignment.causes import AnySuspect, Cause, Suspect, Trial, diagnose
-from alignment.check import Checked, own_versions, run_check
+from alignment.check import Checked, asked_for, own_versions, run_check
 from alignment.compare import EPS32
 from alignment.correspondence import path_of, rename
 from alignment.errors import AlignmentError
@@ -22,7 +23,7 @@ from alignment.saved_pair import SavedPair, pair_stages, weight_suspects
 from alignment.sides import Law, attribute, laws
 from alignment.sources import class_site, making_site, short_site
 from alignment.suspects import other_suspects
-from alignment.twins import DEFAULT_TWIN, Twin
+from alignment.twins import Twin
 from fake_data import Batch
 
 # Steps of Adam whose losses tell what a divergence does to training.
@@ -48,9 +49,17 @@ class _Case:
 
 
 def explain(
-    twin: str | Twin = DEFAULT_TWIN, options: Options | None = None, progress: Progress | None = None
+    twin: str | Twin | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    *,
+    reference: Any = None,
+    candidate: Any = None,
+    inputs: Any = None,
+    loss: Any = None,
+    mode: Literal["eval", "train"] = "eval",
 ) -> Report:
-    """Check a twin and explain what diverges.
+    """Check a twin, or two models, and explain what diverges. The arguments are those of `alignment.check`.
 
     Returns:
         The report of `alignment.check`, its twin with `findings` and `effect`.
@@ -58,7 +67,8 @@ def explain(
     Raises:
         AlignmentError, CheckpointError, DataError: it could not run; the message says what to change.
     """
-    return explain_checked(run_check(twin, options or Options(), progress))
+    asked = asked_for(twin, reference, candidate, inputs, loss, mode)
+    return explain_checked(run_check(asked, options or Options(), progress))
 
 
 def explain_checked(checked: Checked) -> Report:

@@ -222,7 +222,12 @@ class Scene:
         return found
 
     def _due(self, trace: Trace, kind: Kind, name: str) -> bool:
-        """Should the candidate have a record that it has not? A gradient of what it computed or owns, unless that is zero."""
+        """Should the candidate have a record that it has not?
+
+        What a model returns; and a gradient of what it computed or owns, unless that is zero.
+        """
+        if kind == "output":
+            return True
         value = self.reference64.get(kind, name)
         if value is None or not value.any():
             return False

@@ -77,8 +77,12 @@ def laws(scene: Scene, root: Root) -> list[Law]:
 
 def attribute(root: Root, found: Iterable[Law]) -> tuple[str, str]:
     """The side that is wrong, and why it is said to be."""
+    found = list(found)
     broken = [law for law in found if law.guilty is not None]
-    identities = [law for law in broken if law.text != DERIVATIVE] or broken
+    # A weight that is used beside its own layer breaks the layer's identities, and its gradient is right all the same.
+    right = {side for law in found if law.text == DERIVATIVE for side in SIDES if law.holds[side]}
+    identities = [law for law in broken if law.text != DERIVATIVE and law.guilty not in right]
+    identities = identities or [law for law in broken if law.text == DERIVATIVE]
     if identities and (identities[0].text, identities[0].guilty) == (DERIVATIVE, "reference"):
         return "candidate", (
             "the reference's gradient is not the derivative of its own loss here, as with a stop-gradient, a custom "

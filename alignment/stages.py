@@ -479,8 +479,27 @@ def _judge_activations(experiment: Experiment, case: Case) -> Iterable[_Measured
 
 
 def _judge_loss(experiment: Experiment, case: Case) -> Iterable[_Measured]:
-    yield _measured(case, "loss", "loss", "loss", _pair(case, "loss", "loss"))
+    pair = _pair(case, "loss", "loss")
+    if experiment.twin.loss == "outputs" and pair.reference64 is not None:
+        pair = replace(pair, noise=(*pair.noise, pair.reference64 + _error_of_sum(case)))
+    yield _measured(case, "loss", "loss", "loss", pair)
     yield from _judge_criterion(experiment, case)
+
+
+def _error_of_sum(case: Case) -> float:
+    """How far float32 moves the sum that stands for a loss, of all outputs times numbers of size 1/√n (`directions`).
+
+    The error of the reference's own sum may be tiny by luck, as may those of a few moved runs. This is what the errors of
+    its outputs make, were they independent, and the rounding of the products.
+    """
+    square = 0.0
+    for record in case.reference64.records:
+        rounded = case.reference32.get(record.kind, record.name)
+        if record.kind != "output" or record.value is None or rounded is None or record.value.dtype.kind != "f":
+            continue
+        both = (np.square(rounded.astype(np.float64) - record.value), np.square(EPS32 * record.value))
+        square += sum(float(each.mean()) for each in both if each.size and np.isfinite(each).all())
+    return math.sqrt(square)
 
 
 def _judge_criterion(experiment: Experiment, case: Case) -> Iterable[_Measured]:

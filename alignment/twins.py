@@ -109,6 +109,8 @@ def twin_of(
     if reference is None or candidate is None or inputs is None:
         missing = [n for n, v in (("reference", reference), ("candidate", candidate), ("inputs", inputs)) if v is None]
         raise AlignmentError(f"two models and what they are given are needed; missing: {', '.join(missing)}")
+    if mode not in ("eval", "train"):
+        raise AlignmentError(f"mode is 'eval' or 'train', not {mode!r}")
     functions: tuple[Any, Any] = (None, None)
     if isinstance(loss, (tuple, list)) and len(loss) == 2:
         functions, loss = (loss[0], loss[1]), "function"

@@ -196,6 +196,11 @@ def build(
     if not isinstance(model, nn.Layer):
         raise AlignmentError(f"built a {type(model).__name__}, not a paddle.nn.Layer")
     if criterion and not hasattr(model, "criterion"):
+        if isinstance(model, nn.Sequential):
+            raise AlignmentError(
+                "loss='criterion' hangs a cross entropy into the model, which a Sequential would call as its last layer: "
+                "give loss=(torch.nn.functional.cross_entropy, paddle.nn.functional.cross_entropy), or wrap it in a class"
+            )
         model.criterion = ExactCrossEntropyLoss()
     if mode == "train":
         model.train()

@@ -170,6 +170,100 @@ def test_a_wrong_output_that_no_module_makes_is_the_root() -> None:
     assert any("missing on the candidate side" in line for line in bad(missing))
 
 
+def test_an_output_that_is_missing_is_the_root_and_not_the_loss_alone() -> None:
+    class Wrong(own_paddle.Named):
+        def forward(self, x):
+            output = super().forward(x)
+            return {name: output[name] for name in ("best", "positive")}
+
+    assert roots(check(reference=own_torch.Named(), candidate=Wrong(), inputs=X))[0] == ("output", "output[logits]")
+
+
+def test_two_models_are_explained_as_they_are_checked() -> None:
+    given = models("Net")
+    (name, layer) = next((n, m) for n, m in given["candidate"].named_sublayers() if isinstance(m, paddle.nn.LayerNorm))
+    layer._epsilon = 1e-3
+    (finding,) = explain(**given, inputs=X).twins[0].findings
+    assert (finding.cause, finding.roots[0]) == ("layernorm-eps", f"activation {name}")
+    with pytest.raises(AlignmentError, match="missing: inputs"):
+        explain(**given)
+    with pytest.raises(AlignmentError, match="mode is 'eval' or 'train', not 'training'"):
+        check(**given, inputs=X, mode="training")
+
+
+class TiedByHand(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = torch.nn.Embedding(11, 6)
+        self.mid = torch.nn.Linear(6, 6)
+
+    def forward(self, ids):
+        return torch.nn.functional.linear(torch.tanh(self.mid(self.emb(ids))), self.emb.weight)
+
+
+class TiedAndCut(paddle.nn.Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = paddle.nn.Embedding(11, 6)
+        self.mid = paddle.nn.Linear(6, 6)
+
+    def forward(self, ids):
+        return paddle.matmul(paddle.tanh(self.mid(self.emb(ids))), self.emb.weight.detach(), transpose_y=True)
+
+
+def test_a_reference_that_uses_a_weight_beside_its_layer_is_not_blamed() -> None:
+    (finding,) = explain(reference=TiedByHand(), candidate=TiedAndCut(), inputs=IDS).twins[0].findings
+    assert (finding.roots, finding.side) == (("gradient emb.weight",), "candidate")
+
+
+@pytest.mark.parametrize("seed", [265, 554])
+def test_a_reference_whose_sum_of_outputs_rounds_well_by_luck_is_no_alarm(seed: int) -> None:
+    class Reference(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = torch.nn.LSTM(5, 4, 2, batch_first=True)
+            self.out = torch.nn.Linear(4, 3)
+
+        def forward(self, x):
+            y, state = self.rnn(x)
+            return self.out(y), state
+
+    class Candidate(paddle.nn.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = paddle.nn.LSTM(5, 4, 2)
+            self.out = paddle.nn.Linear(4, 3)
+
+        def forward(self, x):
+            y, state = self.rnn(x)
+            return self.out(y), state
+
+    torch.manual_seed(seed)
+    x = np.random.default_rng(seed).standard_normal((3, 6, 5)).astype(np.float32)
+    options = Options(seed=seed, steps=(3, 4))
+    report = check(reference=Reference(), candidate=Candidate(), inputs=x, options=options)
+    assert report.verdict == "aligned", bad(report)
+
+
+def test_what_stands_in_the_way_is_said() -> None:
+    pair = {
+        "reference": torch.nn.Sequential(torch.nn.Linear(6, 3)),
+        "candidate": paddle.nn.Sequential(paddle.nn.Linear(6, 3)),
+    }
+    batch = (np.ones((4, 6), np.float32), np.zeros(4, np.int64))
+    with pytest.raises(AlignmentError, match="a Sequential would call as its last layer"):
+        check(**pair, inputs=[batch], loss="criterion")
+    losses = (torch.nn.functional.cross_entropy, paddle.nn.functional.cross_entropy)
+    assert check(**pair, inputs=[batch], loss=losses).verdict == "aligned"
+
+    class Made(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) @ torch.eye(3)
+
+    with pytest.raises(AlignmentError, match=r"torch.zeros\(…, dtype=x.dtype\)"):
+        check(reference=Made(6, 3), candidate=paddle.nn.Linear(6, 3), inputs=batch[0])
+
+
 def test_classes_are_drawn_anew_and_their_initializers_compared() -> None:
     report = check(reference=own_torch.Net, candidate=own_paddle.Net, inputs=X)
     assert rows(report, "initializer")
