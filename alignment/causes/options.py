@@ -89,7 +89,7 @@ OPTIONS = (
     ),
     (
         "batch-first",
-        "LSTM",
+        ("LSTM", "GRU", "RNN"),
         "batch_first",
         "the recurrent layer takes time for batch",
         "set time_major= to the opposite of torch's batch_first",
@@ -97,7 +97,7 @@ OPTIONS = (
 )
 
 
-def _differs(option: str, kind: str, suspect: Suspect) -> Iterator[Trial]:
+def _differs(option: str, kind: str | tuple[str, ...], suspect: Suspect) -> Iterator[Trial]:
     if not suspect.kind.startswith(kind):
         return
     ours, theirs = suspect.options("reference"), suspect.options("candidate")

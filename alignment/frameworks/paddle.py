@@ -70,6 +70,8 @@ OPTIONS: dict[tuple[str, str], tuple[str, Callable[[Any], Any], Callable[[Any], 
     ("CrossEntropyLoss", "ignore_index"): ("ignore_index", int, int),
     ("CrossEntropyLoss", "label_smoothing"): ("label_smoothing", float, float),
     ("LSTM", "batch_first"): ("time_major", operator.not_, operator.not_),
+    ("GRU", "batch_first"): ("time_major", operator.not_, operator.not_),
+    ("SimpleRNN", "batch_first"): ("time_major", operator.not_, operator.not_),
 }
 
 

@@ -50,6 +50,8 @@ OPTIONS = {
     ("CrossEntropyLoss", "ignore_index"): "ignore_index",
     ("CrossEntropyLoss", "label_smoothing"): "label_smoothing",
     ("LSTM", "batch_first"): "batch_first",
+    ("GRU", "batch_first"): "batch_first",
+    ("RNN", "batch_first"): "batch_first",
 }
 
 

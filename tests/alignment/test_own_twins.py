@@ -191,6 +191,28 @@ def test_two_models_are_explained_as_they_are_checked() -> None:
         check(**given, inputs=X, mode="training")
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [("LSTM", "LSTM"), ("GRU", "GRU"), ("RNN", "SimpleRNN")])
+def test_a_recurrent_layer_that_takes_time_for_batch_is_named(ours: str, theirs: str) -> None:
+    class Reference(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = getattr(torch.nn, ours)(6, 4, batch_first=True)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    class Candidate(paddle.nn.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = getattr(paddle.nn, theirs)(6, 4, time_major=True)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    findings = explain(reference=Reference(), candidate=Candidate(), inputs=X).twins[0].findings
+    assert [finding.cause for finding in findings] == ["batch-first"]
+
+
 class TiedByHand(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
