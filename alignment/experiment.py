@@ -363,8 +363,9 @@ class Experiment:
                 sink=sink and divided,
             )
         except (Exception, SystemExit) as error:  # a user's model may raise anything: say where, and never pass
+            what = str(error) if isinstance(error, AlignmentError) else f"{type(error).__name__}: {error}"
             raise AlignmentError(
-                f"the {side} ({target}) fails on batch {batch.name!r}: {type(error).__name__}: {error}{_dtype_hint(error)}"
+                f"the {side} ({target}) fails on batch {batch.name!r}: {what}{_hint(error)}"
             ) from error
         if self.scope.inside[SIDES.index(side)]:
             trace = _only(trace, outside)
@@ -373,9 +374,14 @@ class Experiment:
         return renamed(trace, self.called)
 
 
-def _dtype_hint(error: BaseException) -> str:
-    """What to change where a tensor that forward made has a dtype of its own; the frameworks' words for it are many."""
+def _hint(error: BaseException) -> str:
+    """What to change, where the frameworks' own words for it don't say so."""
     text = str(error).lower()
+    if isinstance(error, TypeError) and "positional argument" in text:
+        return (
+            "\nA batch that is a tuple is a model's positional arguments; of a pair (inputs, targets) the targets are left "
+            "to the loss, where one is given: loss=…"
+        )
     if "float64" in text or "double" in text:
         return (
             "\nA model is run in float32 and in float64: what its forward makes must have the dtype of its input, "

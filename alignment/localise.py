@@ -375,8 +375,11 @@ def _with_roots(stages: tuple[StageResult, ...], scene: Scene) -> tuple[StageRes
                 continue
             tensors = list(stage.tensors)
             known = [i for i, t in enumerate(tensors) if (t.record, t.name) == (record, name)]
-            if known:
-                tensors[known[0]] = replace(tensors[known[0]], root=True)
+            if (
+                known
+            ):  # what the models make of it by themselves may agree: two differences that cancel are one root less
+                row = tensors[known[0]]
+                tensors[known[0]] = replace(row, root=row.verdict == "diverged")
             else:
                 first = next((i for i, t in enumerate(tensors) if not t.root), len(tensors))
                 tensors.insert(first, _row(root, record, name, scene))

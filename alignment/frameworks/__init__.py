@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -47,6 +48,23 @@ CAST_TO = "_alignment_cast_to"
 def own_loss(loss: Loss) -> bool:
     """Is the loss a cross entropy of logits, by the model itself or by a criterion?"""
     return isinstance(loss, str) and loss in OWN_LOSS
+
+
+def scalar(loss: Any, tensor: type) -> Any:
+    """A loss that its function returned, if it is one.
+
+    Raises:
+        AlignmentError: it is no tensor of the framework's, or not of one element.
+    """
+    if not isinstance(loss, tensor):
+        found = f"a {type(loss).__name__}"
+    elif math.prod(loss.shape) != 1:
+        found = f"a tensor of shape {list(loss.shape)}"
+    else:
+        return loss
+    raise AlignmentError(
+        f"a loss must be a tensor of one element, such as a mean or a sum; its function returned {found}"
+    )
 
 
 def load_target(target: Target) -> Callable[..., Any]:

@@ -32,7 +32,7 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         faulthandler.enable(2, all_threads=False)
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import CAST_TO, Loss, Meaning, ModuleInfo, Target, load_target, own_loss, separable
+from alignment.frameworks import CAST_TO, Loss, Meaning, ModuleInfo, Target, load_target, own_loss, scalar, separable
 from alignment.frameworks.recording import Recorder, directions
 from alignment.structures import leaves, restore
 from alignment.trace import Kind, Record, Trace
@@ -448,7 +448,9 @@ def _forward(model: Any, batch: Batch, loss: Loss) -> tuple[Any, Any | None]:
     arguments, keywords, targets = _given(model, batch)
     if not own_loss(loss):
         outputs = model(*arguments, **keywords)
-        return outputs, _directed(outputs) if loss == "outputs" else load_target(loss)(outputs, targets)
+        if loss == "outputs":
+            return outputs, _directed(outputs)
+        return outputs, scalar(load_target(loss)(outputs, targets), paddle.Tensor)
     if targets is None:
         return model(*arguments, **keywords), None
     if loss == "model":

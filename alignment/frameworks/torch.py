@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import CAST_TO, Loss, Meaning, ModuleInfo, Target, load_target, own_loss
+from alignment.frameworks import CAST_TO, Loss, Meaning, ModuleInfo, Target, load_target, own_loss, scalar
 from alignment.frameworks.recording import Recorder, directions
 from alignment.structures import leaves, restore
 from alignment.trace import Kind, Record, Trace
@@ -261,7 +261,9 @@ def _forward(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Any, torch.Ten
     arguments, keywords, targets = _given(model, batch)
     if not own_loss(loss):
         outputs = model(*arguments, **keywords)
-        return outputs, _directed(outputs) if loss == "outputs" else load_target(loss)(outputs, targets)
+        if loss == "outputs":
+            return outputs, _directed(outputs)
+        return outputs, scalar(load_target(loss)(outputs, targets), torch.Tensor)
     if targets is None:
         return model(*arguments, **keywords), None
     if loss == "model":

@@ -170,6 +170,29 @@ def test_a_wrong_output_that_no_module_makes_is_the_root() -> None:
     assert any("missing on the candidate side" in line for line in bad(missing))
 
 
+def test_what_the_models_make_alike_is_no_root_though_its_parts_differ() -> None:
+    class Reference(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(6, 3)
+
+        def forward(self, x):
+            return 2 * self.fc(x)
+
+    class Candidate(paddle.nn.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = paddle.nn.Linear(6, 3)
+            self.fc.register_forward_post_hook(lambda layer, given, made: 2 * made)
+
+        def forward(self, x):
+            return self.fc(x)
+
+    report = check(reference=Reference(), candidate=Candidate(), inputs=np.ones((2, 6), np.float32))
+    assert ("activation", "fc") in {(t.record, t.name) for t in report.twins[0].roots}
+    assert {t.verdict for t in report.twins[0].roots} == {"diverged"}
+
+
 def test_an_output_that_is_missing_is_the_root_and_not_the_loss_alone() -> None:
     class Wrong(own_paddle.Named):
         def forward(self, x):
@@ -277,6 +300,16 @@ def test_what_stands_in_the_way_is_said() -> None:
         check(**pair, inputs=[batch], loss="criterion")
     losses = (torch.nn.functional.cross_entropy, paddle.nn.functional.cross_entropy)
     assert check(**pair, inputs=[batch], loss=losses).verdict == "aligned"
+
+    with pytest.raises(AlignmentError, match=r"the targets are left to the loss, where one is given: loss=…"):
+        check(**pair, inputs=[batch])
+    for loss, found in (
+        (lambda y, _: y.sum(-1), r"a tensor of shape \[4\]"),
+        (lambda y, _: y.sum().item(), "a float"),
+        (lambda y, _: None, "a NoneType"),
+    ):
+        with pytest.raises(AlignmentError, match=f"tensor of one element, such as a mean or a sum; .* {found}"):
+            check(**pair, inputs=[batch], loss=(loss, loss))
 
     class Made(torch.nn.Linear):
         def forward(self, x):
