@@ -50,7 +50,7 @@ def own_loss(loss: Loss) -> bool:
     return isinstance(loss, str) and loss in OWN_LOSS
 
 
-def scalar(loss: Any, tensor: type) -> Any:
+def scalar(loss: Any, tensor: type[Any]) -> Any:
     """A loss that its function returned, if it is one.
 
     Raises:
