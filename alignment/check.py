@@ -45,6 +45,7 @@ def check(
     inputs: Any = None,
     loss: Any = None,
     mode: Literal["eval", "train"] = "eval",
+    dropout: Literal["frozen", "seeded"] = "frozen",
 ) -> Report:
     """Check one twin, or two models.
 
@@ -62,17 +63,25 @@ def check(
         loss: ``"criterion"``, ``"model"`` (see `Twin`), or a pair of functions, the reference's and the candidate's, called
             with what the model returned and the targets; each batch is then a pair (inputs, targets). None: all outputs,
             summed up with fixed weights.
-        mode: ``"eval"`` or ``"train"``: in which the models run; dropout lets everything pass in either.
+        mode: ``"eval"`` or ``"train"``: in which the models run.
+        dropout: ``"frozen"``: dropout layers let everything pass in either mode; ``"seeded"``: training mode, with the same
+            masks on both sides; see `Twin`.
 
     Raises:
         AlignmentError, CheckpointError, DataError: it could not run; the message says what to change.
     """
-    asked = asked_for(twin, reference, candidate, inputs, loss, mode)
+    asked = asked_for(twin, reference, candidate, inputs, loss, mode, dropout)
     return run_check(asked, options or Options(), progress, reprod_log).report
 
 
 def asked_for(
-    twin: str | Twin | None, reference: Any, candidate: Any, inputs: Any, loss: Any, mode: Literal["eval", "train"]
+    twin: str | Twin | None,
+    reference: Any,
+    candidate: Any,
+    inputs: Any,
+    loss: Any,
+    mode: Literal["eval", "train"],
+    dropout: Literal["frozen", "seeded"],
 ) -> str | Twin:
     """The twin that the arguments of `check` and of `explain` name or make up.
 
@@ -82,7 +91,7 @@ def asked_for(
     if reference is not None or candidate is not None:
         if twin is not None:
             raise AlignmentError("give either a twin or a reference and a candidate")
-        return twin_of(reference, candidate, inputs, loss, mode)
+        return twin_of(reference, candidate, inputs, loss, mode, dropout)
     if inputs is not None or loss is not None:
         raise AlignmentError("inputs and a loss go with a reference and a candidate; a twin has its own")
     return twin or DEFAULT_TWIN
@@ -150,6 +159,10 @@ def report_of(
             "length": options.length,
             "threads": options.threads,
             "strict": options.strict,
+            "dropout": options.dropout,
+            "precision": options.precision,
+            "reference_device": options.reference_device,
+            "candidate_device": options.candidate_device,
             "mapping": options.mapping if isinstance(options.mapping, str) else None,
         },
     )

@@ -20,6 +20,7 @@ from alignment.commands._options import (
     output_options,
     prepare_folder,
     refuse_unwritable,
+    run_options,
     shared_options,
 )
 from alignment.errors import AlignmentError
@@ -36,6 +37,7 @@ from alignment.views.progress import progress
 @click.argument("twin", required=False, metavar="[TWIN|REPORT.json|REFERENCE.safetensors]")
 @click.argument("candidate", required=False, metavar="[CANDIDATE.safetensors]")
 @shared_options
+@run_options
 @click.option(
     "--repro",
     type=click.Path(file_okay=False, path_type=Path),
