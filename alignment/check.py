@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from alignment.determinism import judge_randomness
 from alignment.errors import AlignmentError
 from alignment.experiment import Experiment, Options, prepare
 from alignment.fullsize import FULL_SIZE, make_probe
@@ -116,7 +117,8 @@ def run_check(
             progress(done, total)
 
     stages, scenes = localise(probe, run_stages(experiment, advance, probe))
-    notes = probe.notes
+    judged = judge_randomness(probe, stages, scenes)
+    stages, notes = judged.stages, (*probe.notes, *judged.notes)
     if reprod_log is not None and experiment.layout is None:
         notes = (*notes, "no reprod_log files: the candidate can't be given the reference's weights")
     elif reprod_log is not None:
