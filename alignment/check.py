@@ -17,6 +17,7 @@ from alignment.errors import AlignmentError
 from alignment.experiment import Experiment, Options, prepare
 from alignment.fullsize import FULL_SIZE, make_probe
 from alignment.localise import Scene, localise
+from alignment.lowprecision import judge_precision
 from alignment.report import Report, StageResult, TwinResult
 from alignment.reprod import write_reprod_logs
 from alignment.stages import run_stages
@@ -107,7 +108,8 @@ def run_check(
     twin = get_twin(twin) if isinstance(twin, str) else twin
     experiment = prepare(twin, options)
     probe = make_probe(experiment)
-    total = len(probe.weights) * len(probe.batches) + (probe is not experiment)
+    low = options.precision != "float32"
+    total = len(probe.weights) * len(probe.batches) + (probe is not experiment) + low
     done = 0
 
     def advance() -> None:
@@ -119,6 +121,9 @@ def run_check(
     stages, scenes = localise(probe, run_stages(experiment, advance, probe))
     judged = judge_randomness(probe, stages, scenes)
     stages, notes = judged.stages, (*probe.notes, *judged.notes)
+    if low and probe.layout is not None:
+        stages = judge_precision(probe, stages)
+        advance()
     if reprod_log is not None and experiment.layout is None:
         notes = (*notes, "no reprod_log files: the candidate can't be given the reference's weights")
     elif reprod_log is not None:

@@ -327,7 +327,7 @@ class Experiment:
         """Sets of weights whose values differ from those called `weights` by one unit in the last place."""
         number = list(self.weights).index(weights)
         first = self.options.seed + 1000 * number
-        return [_moved_by_one_ulp(self.weights[weights], first + run) for run in range(count)]
+        return [moved_by_one_ulp(self.weights[weights], first + run) for run in range(count)]
 
     def run(
         self,
@@ -639,7 +639,7 @@ def randomise(slots: tuple[Slot, ...], state: State, seed: int, strict: bool = F
         value = state[slot.name]
         if slot.tied_to is not None:
             result[slot.name] = result[slot.tied_to]
-        elif slot.role == "buffer" or not _is_floating(value.dtype):
+        elif slot.role == "buffer" or not is_floating(value.dtype):
             result[slot.name] = value
         else:
             inputs = math.prod(value.shape[1:] if value.ndim > 2 else value.shape[-1:])
@@ -653,17 +653,21 @@ def randomise(slots: tuple[Slot, ...], state: State, seed: int, strict: bool = F
     return result
 
 
-def _is_floating(dtype: np.dtype) -> bool:
+def is_floating(dtype: np.dtype) -> bool:
+    """Is it a floating-point dtype, bfloat16 among them?"""
     return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
 
 
-def _moved_by_one_ulp(state: State, seed: int) -> State:
-    """Every floating-point value moved to a neighbouring one, up or down at random; zeros stay."""
+def moved_by_one_ulp(state: State, seed: int, widen: bool = True) -> State:
+    """Every floating-point value moved to a neighbouring one, up or down at random; zeros stay.
+
+    widen: take the neighbours that half precision's values have as float32, in which such a model is run.
+    """
     generator = np.random.default_rng(seed)
     moved: State = {}
     for name, value in state.items():
-        if _is_floating(value.dtype):
-            value = value.astype(np.float32) if value.itemsize == 2 else value  # half precision is run in float32
+        if is_floating(value.dtype):
+            value = value.astype(np.float32) if widen and value.itemsize == 2 else value
             # The neighbours of a number other than zero are those of its bit pattern, taken as an integer.
             bits = np.unpackbits(np.frombuffer(generator.bytes(value.size // 8 + 1), np.uint8), count=value.size)
             steps = (2 * bits.view(np.int8).reshape(value.shape) - 1) * (np.isfinite(value) & (value != 0))
