@@ -141,9 +141,7 @@ def settle(
     return [_settle(comparison, noise, largest, tolerance, dtype) for comparison in comparisons]
 
 
-def _settle(
-    comparison: Comparison, noise: float, largest_noise: float, tolerance: Tolerance, dtype: str
-) -> Comparison:
+def _settle(comparison: Comparison, noise: float, largest_noise: float, tolerance: Tolerance, dtype: str) -> Comparison:
     error = comparison.error32
     if error is None:
         return comparison

@@ -85,7 +85,7 @@ def _depends(tensor: TensorResult, keys: frozenset[Key]) -> bool:
         return True
     if tensor.record == "update":  # of a parameter by its gradient, of a running statistic by what its layer is given
         owner = tensor.name.rpartition(".")[0]
-        return any(kind == "gradient" and name in names or path_of(name) == owner for kind, name in keys)
+        return any((kind == "gradient" and name in names) or path_of(name) == owner for kind, name in keys)
     return tensor.record in _OF_LOGITS and ("logits", "logits") in keys
 
 
@@ -133,7 +133,9 @@ def _start(scene: Scene, side: str, found: Mapping[Key, None]) -> str:
     trace = scene.reference64 if side == "reference" else scene.forced_run
     if kind == "input":
         site = trace.sites.get(name.partition("[")[0])
-        return f"two runs of it differ first in what {own or 'the model'} is given" + (f" at {short_site(site)}" if site else "")
+        return f"two runs of it differ first in what {own or 'the model'} is given" + (
+            f" at {short_site(site)}" if site else ""
+        )
     cls = type(framework.module(model, own))
     source = class_site(cls)
     what = f"what {own}, a {cls.__name__}, computes" if own else f"what the {cls.__name__} itself computes"

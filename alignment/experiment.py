@@ -25,7 +25,7 @@ from alignment.matching import Tree
 from alignment.scope import Scope, corresponding, located, plan_scope, settle_scope
 from alignment.sizes import read_sizes
 from alignment.trace import Record, Trace, widest
-from alignment.twins import Side, Twin
+from alignment.twins import Twin
 from checkpoints import Layout, Slot
 from fake_data import Batch
 

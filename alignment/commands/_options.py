@@ -99,7 +99,9 @@ _RUN = (
         show_default=True,
         help="Run both sides in this dtype, too, and judge the candidate's errors by the reference's.",
     ),
-    click.option("--device", metavar=_DEVICE, help="Where both sides run  [default: where their frameworks put models]"),
+    click.option(
+        "--device", metavar=_DEVICE, help="Where both sides run  [default: where their frameworks put models]"
+    ),
     click.option("--reference-device", metavar=_DEVICE, help="Where the reference runs."),
     click.option("--candidate-device", metavar=_DEVICE, help="Where the candidate runs."),
 )

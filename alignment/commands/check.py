@@ -143,7 +143,10 @@ def command(
             "strict": given["strict"],
             "mapping": given["mapping"],
             "precision": given["precision"] != "float32",
-            **{name: given[name.replace("-", "_")] for name in ("dropout", "device", "reference-device", "candidate-device")},
+            **{
+                name: given[name.replace("-", "_")]
+                for name in ("dropout", "device", "reference-device", "candidate-device")
+            },
         }
         for name in (name for name, said in here.items() if said):
             raise AlignmentError(

@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, cast as typed
+from typing import Any, TypeVar
+from typing import cast as typed
 
 import ml_dtypes
 import numpy as np
@@ -445,7 +446,7 @@ def run(
             recorder.keep(record)
         _clear_gradients(parameters)
     _restore_buffers(model, before)
-    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites)
+    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites, recorder.calls)
 
 
 @_where_it_is

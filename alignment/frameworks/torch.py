@@ -242,7 +242,7 @@ def run(
             recorder.keep(record)
         model.zero_grad(set_to_none=True)
     _restore_buffers(model, before)
-    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites)
+    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites, recorder.calls)
 
 
 def train(
