@@ -60,8 +60,8 @@ def _text(value: Any, path: str, is_tensor: Callable[[Any], bool]) -> str:
         return f"np.{value.dtype.name}({value.item()!r})" if np.isfinite(value) else _missing(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biu" and value.size <= MOST_ELEMENTS:
         return f"np.array({value.tolist()!r}, dtype={value.dtype.name!r})"
-    if re.fullmatch(r"(torch|paddle)\.\w+", repr(value)):  # a dtype
-        return repr(value)
+    if re.fullmatch(r"(torch|paddle)\.\w+", str(value)):  # a dtype
+        return str(value)
     address = address_of(value)
     return f"load({address!r})" if address else _missing(value)
 

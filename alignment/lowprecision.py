@@ -231,8 +231,8 @@ def _settled(experiment: Experiment, judged: list[_Judged], dtype: str) -> Itera
         tolerance = experiment.scope.tolerance(group[0].reference_name, group[0].candidate_name)
         settled = settle([one.comparison for one in group], tolerance, dtype)
         for one, comparison in zip(group, settled, strict=True):
-            names = (f"{name} ({dtype})" for name in (one.reference_name, one.candidate_name))
-            yield result_of(one.record, *names, comparison, one.weights, one.batch)
+            ours, theirs = (f"{name} ({dtype})" for name in (one.reference_name, one.candidate_name))
+            yield result_of(one.record, ours, theirs, comparison, one.weights, one.batch)
 
 
 def _rms(values: NDArray) -> float:

@@ -296,14 +296,13 @@ def _dropped(layer: Any, masks: Masks, x: Any) -> Any:
     elif kind == "FeatureAlphaDropout":
         axes = (0, 1)
     axes = range(x.ndim) if axes is None else {axis % x.ndim for axis in ((axes,) if isinstance(axes, int) else axes)}
-    keep, summand = masks.keep(tuple(size if i in axes else 1 for i, size in enumerate(x.shape)), rate), None
+    keep = masks.keep(tuple(size if i in axes else 1 for i, size in enumerate(x.shape)), rate)
     if "AlphaDropout" in kind:
-        factor, summand = self_normalizing(keep, rate)
-    else:
-        # By its mode "downscale_in_infer" Paddle makes up for what is dropped in evaluation mode, and not here.
-        factor = keep * 1.0 if getattr(layer, "mode", "") == "downscale_in_infer" else scaled(keep, rate)
-    result = x * _tensor(factor).astype(x.dtype)
-    return result if summand is None else result + _tensor(summand).astype(x.dtype)
+        factor, summand = (_tensor(part).astype(x.dtype) for part in self_normalizing(keep, rate))
+        return x * factor + summand
+    # By its mode "downscale_in_infer" Paddle makes up for what is dropped in evaluation mode, and not here.
+    downscaled = getattr(layer, "mode", "") == "downscale_in_infer"
+    return x * _tensor(keep if downscaled else scaled(keep, rate)).astype(x.dtype)
 
 
 def slots(model: Any) -> tuple[Slot, ...]:

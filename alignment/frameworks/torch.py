@@ -125,13 +125,12 @@ def _dropped(layer: Any, masks: Masks, x: torch.Tensor) -> torch.Tensor:
         unbatched = {nn.Dropout1d: 2, nn.Dropout3d: 4}.get(type(layer)) == x.ndim
         kept = 1 if unbatched else 2
         shape = (*shape[:kept], *(1 for _ in shape[kept:]))
-    keep, summand = masks.keep(shape, layer.p), None
+    keep = masks.keep(shape, layer.p)
     if isinstance(layer, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
         factor, summand = (_tensor(part).to(x) for part in self_normalizing(keep, layer.p))
-    else:
-        factor = _tensor(scaled(keep, layer.p)).to(x)
-    result = x.mul_(factor) if layer.inplace else x * factor
-    return result if summand is None else result + summand
+        return x.mul_(factor).add_(summand) if layer.inplace else x * factor + summand
+    factor = _tensor(scaled(keep, layer.p)).to(x)
+    return x.mul_(factor) if layer.inplace else x * factor
 
 
 def slots(model: nn.Module) -> tuple[Slot, ...]:
