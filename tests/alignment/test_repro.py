@@ -262,7 +262,7 @@ def test_a_call_in_writing_makes_the_same_call() -> None:
     arguments = (tensor, None, [1, (2.5, float("inf"), tensor)], Point(tensor, "a'b"), slice(1, None), np.float32(0.5))
     keywords = {"mask": tensor, "box": Box({"deep": tensor}), "kind": Color.RED, "to": torch.float64, "make": build}
     text = call_text(arguments, keywords, lambda value: isinstance(value, torch.Tensor))
-    X[
+    assert re.findall(r"given\('([^']*)'\)", text) == [
         "0",
         "2.1.2",
         "3.0",
