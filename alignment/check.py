@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from alignment.determinism import judge_randomness
 from alignment.errors import AlignmentError
 from alignment.experiment import Experiment, Options, prepare
 from alignment.fullsize import FULL_SIZE, make_probe
 from alignment.localise import Scene, localise
+from alignment.lowprecision import judge_precision
 from alignment.report import Report, StageResult, TwinResult
 from alignment.reprod import write_reprod_logs
 from alignment.stages import run_stages
@@ -45,6 +47,7 @@ def check(
     inputs: Any = None,
     loss: Any = None,
     mode: Literal["eval", "train"] = "eval",
+    dropout: Literal["frozen", "seeded"] = "frozen",
 ) -> Report:
     """Check one twin, or two models.
 
@@ -62,17 +65,25 @@ def check(
         loss: ``"criterion"``, ``"model"`` (see `Twin`), or a pair of functions, the reference's and the candidate's, called
             with what the model returned and the targets; each batch is then a pair (inputs, targets). None: all outputs,
             summed up with fixed weights.
-        mode: ``"eval"`` or ``"train"``: in which the models run; dropout lets everything pass in either.
+        mode: ``"eval"`` or ``"train"``: in which the models run.
+        dropout: ``"frozen"``: dropout layers let everything pass in either mode; ``"seeded"``: training mode, with the same
+            masks on both sides; see `Twin`.
 
     Raises:
         AlignmentError, CheckpointError, DataError: it could not run; the message says what to change.
     """
-    asked = asked_for(twin, reference, candidate, inputs, loss, mode)
+    asked = asked_for(twin, reference, candidate, inputs, loss, mode, dropout)
     return run_check(asked, options or Options(), progress, reprod_log).report
 
 
 def asked_for(
-    twin: str | Twin | None, reference: Any, candidate: Any, inputs: Any, loss: Any, mode: Literal["eval", "train"]
+    twin: str | Twin | None,
+    reference: Any,
+    candidate: Any,
+    inputs: Any,
+    loss: Any,
+    mode: Literal["eval", "train"],
+    dropout: Literal["frozen", "seeded"],
 ) -> str | Twin:
     """The twin that the arguments of `check` and of `explain` name or make up.
 
@@ -82,7 +93,7 @@ def asked_for(
     if reference is not None or candidate is not None:
         if twin is not None:
             raise AlignmentError("give either a twin or a reference and a candidate")
-        return twin_of(reference, candidate, inputs, loss, mode)
+        return twin_of(reference, candidate, inputs, loss, mode, dropout)
     if inputs is not None or loss is not None:
         raise AlignmentError("inputs and a loss go with a reference and a candidate; a twin has its own")
     return twin or DEFAULT_TWIN
@@ -97,7 +108,8 @@ def run_check(
     twin = get_twin(twin) if isinstance(twin, str) else twin
     experiment = prepare(twin, options)
     probe = make_probe(experiment)
-    total = len(probe.weights) * len(probe.batches) + (probe is not experiment)
+    low = options.precision != "float32"
+    total = len(probe.weights) * len(probe.batches) + (probe is not experiment) + low
     done = 0
 
     def advance() -> None:
@@ -107,7 +119,11 @@ def run_check(
             progress(done, total)
 
     stages, scenes = localise(probe, run_stages(experiment, advance, probe))
-    notes = probe.notes
+    judged = judge_randomness(probe, stages, scenes)
+    stages, notes = judged.stages, (*probe.notes, *judged.notes)
+    if low and probe.layout is not None:
+        stages = judge_precision(probe, stages)
+        advance()
     if reprod_log is not None and experiment.layout is None:
         notes = (*notes, "no reprod_log files: the candidate can't be given the reference's weights")
     elif reprod_log is not None:
@@ -150,6 +166,10 @@ def report_of(
             "length": options.length,
             "threads": options.threads,
             "strict": options.strict,
+            "dropout": options.dropout,
+            "precision": options.precision,
+            "reference_device": options.reference_device,
+            "candidate_device": options.candidate_device,
             "mapping": options.mapping if isinstance(options.mapping, str) else None,
         },
     )

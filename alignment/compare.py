@@ -127,16 +127,21 @@ def compare(pair: Pair, tolerance: Tolerance | None = None) -> Comparison:
     return settle([measure(pair, tolerance)], tolerance)[0]
 
 
-def settle(comparisons: Sequence[Comparison], tolerance: Tolerance | None = None) -> list[Comparison]:
-    """Judge the precision of one tensor over several batches: the candidate's largest error by the reference's largest."""
+def settle(
+    comparisons: Sequence[Comparison], tolerance: Tolerance | None = None, dtype: str = "float32"
+) -> list[Comparison]:
+    """Judge the precision of one tensor over several batches: the candidate's largest error by the reference's largest.
+
+    dtype: of the runs whose errors these are.
+    """
     tolerance = tolerance or Tolerance()
     measured = [comparison for comparison in comparisons if comparison.error32 is not None]
     noise = max((comparison.noise32 for comparison in measured), default=0.0)
     largest = max((comparison.largest32[1] for comparison in measured), default=0.0)
-    return [_settle(comparison, noise, largest, tolerance) for comparison in comparisons]
+    return [_settle(comparison, noise, largest, tolerance, dtype) for comparison in comparisons]
 
 
-def _settle(comparison: Comparison, noise: float, largest_noise: float, tolerance: Tolerance) -> Comparison:
+def _settle(comparison: Comparison, noise: float, largest_noise: float, tolerance: Tolerance, dtype: str) -> Comparison:
     error = comparison.error32
     if error is None:
         return comparison
@@ -150,7 +155,7 @@ def _settle(comparison: Comparison, noise: float, largest_noise: float, toleranc
     largest_allowed = factor * largest_noise + largest_floor
     strain = max(comparison.strain, _strain(error, allowed), _strain(largest, largest_allowed))
     if error <= allowed and largest <= largest_allowed:
-        reason = f"{comparison.reason}; float32 error {ratio:.2g} times the reference's"
+        reason = f"{comparison.reason}; {dtype} error {ratio:.2g} times the reference's"
         return replace(comparison, strain=strain, reason=reason)
     if error <= allowed:
         what, error, allowed, noise = "largest", largest, largest_allowed, largest_noise
@@ -158,7 +163,7 @@ def _settle(comparison: Comparison, noise: float, largest_noise: float, toleranc
         what = "RMS"
     times = f"{error / noise:.3g} times" if noise else "above"
     reason = (
-        f"float64 agrees, but the float32 error ({what} {error:.2g}) is {times} the reference's own ({noise:.2g}); "
+        f"float64 agrees, but the {dtype} error ({what} {error:.2g}) is {times} the reference's own ({noise:.2g}); "
         f"allowed {allowed:.2g}"
     )
     return replace(
@@ -166,7 +171,7 @@ def _settle(comparison: Comparison, noise: float, largest_noise: float, toleranc
         verdict="diverged",
         decided_by="precision",
         reason=reason,
-        dtype="float32",
+        dtype=dtype,
         seen=error,
         allowed=allowed,
         strain=strain,

@@ -102,8 +102,8 @@ def packed_tensors(layout: Layout | None) -> dict[str, list[Move]]:
 
 
 def path_of(label: str) -> str:
-    """The module path in the name of a record: ``"layers.0.norm#2[1]"`` -> ``"layers.0.norm"``."""
-    return re.sub(r"(#\d+)?(\[[\d.]+\])?$", "", label)
+    """The module path in the name of a record: ``"layers.0.norm#2[1]"``, ``"layers.0.norm[mask]"`` -> ``"layers.0.norm"``."""
+    return re.sub(r"(#\d+)?(\[.*\])?$", "", label)
 
 
 def renamed(trace: Trace, paths: Mapping[str, str]) -> Trace:
@@ -114,7 +114,8 @@ def renamed(trace: Trace, paths: Mapping[str, str]) -> Trace:
         replace(record, name=rename(record.name, paths)) if record.kind in OF_MODULES else record
         for record in trace.records
     )
-    return replace(trace, records=tuple(records), sites={rename(n, paths): s for n, s in trace.sites.items()})
+    sites, calls = ({rename(n, paths): said for n, said in of.items()} for of in (trace.sites, trace.calls))
+    return replace(trace, records=tuple(records), sites=sites, calls=calls)
 
 
 def rename(label: str, paths: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,13 +25,16 @@ from alignment.matching import Tree
 from alignment.scope import Scope, corresponding, located, plan_scope, settle_scope
 from alignment.sizes import read_sizes
 from alignment.trace import Record, Trace, widest
-from alignment.twins import Side, Twin
+from alignment.twins import Twin
 from checkpoints import Layout, Slot
 from fake_data import Batch
 
 State = dict[str, NDArray]
 
 SIDES = ("reference", "candidate")
+DROPOUT = ("frozen", "seeded")
+# Dtypes of a further run, besides the two that every check makes.
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 # Further float32 runs of the reference with its weights moved by one unit in the last place: they measure how large its
 # rounding can be, where one run of a small tensor may be exact by luck.
@@ -56,6 +60,9 @@ class Options:
     threads:    CPU threads of both frameworks; None: all, or one where a run is too small to gain by more.
     strict:     call diverged, too, what the frameworks' own layers define differently: batch norm's running variance, and
                 the padding row of an embedding, should it not be zero.
+    dropout:    ``"frozen"`` or ``"seeded"``, see `alignment.twins.Twin`; None: the twin's own choice.
+    precision:  ``"bfloat16"`` or ``"float16"``: run both sides in this dtype, too, and judge its errors.
+    reference_device, candidate_device: ``"cpu"``, ``"gpu"`` or ``"gpu:N"``; None: where the framework has its models.
     """
 
     steps: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -69,6 +76,10 @@ class Options:
     threads: int | None = None
     strict: bool = False
     mapping: ModelMapping | str | None = None
+    dropout: str | None = None
+    precision: str = "float32"
+    reference_device: str | None = None
+    candidate_device: str | None = None
 
     def __post_init__(self) -> None:
         if not self.steps or not set(self.steps) <= {1, 2, 3, 4, 5}:
@@ -79,6 +90,18 @@ class Options:
             raise AlignmentError(f"the length must be at least 1, not {self.length}")
         if not 0 <= self.seed < 2**32:
             raise AlignmentError(f"the seed must be a number from 0 to 2**32 - 1, not {self.seed}")
+        if self.dropout not in (None, *DROPOUT):
+            raise AlignmentError(f"dropout is {' or '.join(DROPOUT)}, not {self.dropout!r}")
+        if self.precision not in PRECISIONS:
+            raise AlignmentError(f"the precision is {', '.join(PRECISIONS)}, not {self.precision!r}")
+        for device in (self.reference_device, self.candidate_device):
+            if device is not None and not re.fullmatch(r"cpu|gpu(:\d+)?", device):
+                raise AlignmentError(f"a device is cpu, gpu or gpu:N, not {device!r}")
+
+    def device(self, side: str) -> str | None:
+        """The device of one side with its number, as `Framework.build` takes it."""
+        device = self.reference_device if side == "reference" else self.candidate_device
+        return "gpu:0" if device == "gpu" else device
 
 
 @dataclass(frozen=True)
@@ -154,13 +177,12 @@ class Experiment:
     def build(self, side: str, seed: int = 0) -> Any:
         """A new model of one side, ``"reference"`` or ``"candidate"``, without faults."""
         framework, _ = self.side(side)
-        return _build(
-            framework,
-            self.twin.reference if side == "reference" else self.twin.candidate,
-            self.settings,
-            seed,
-            self.twin,
-        )
+        return _build(framework, self.twin, side, self.settings, seed, self.options)
+
+    @property
+    def mode(self) -> str:
+        """``"eval"`` or ``"train"``: in which the models run."""
+        return _mode(self.twin, self.options)
 
     def side(self, side: str) -> tuple[Framework, str]:
         """Adapter of one side, and what its model is called."""
@@ -305,7 +327,7 @@ class Experiment:
         """Sets of weights whose values differ from those called `weights` by one unit in the last place."""
         number = list(self.weights).index(weights)
         first = self.options.seed + 1000 * number
-        return [_moved_by_one_ulp(self.weights[weights], first + run) for run in range(count)]
+        return [moved_by_one_ulp(self.weights[weights], first + run) for run in range(count)]
 
     def run(
         self,
@@ -427,8 +449,10 @@ def prepare(twin: Twin, options: Options, alone: bool = False) -> Experiment:
         length=options.length,
     )
     settings = chosen.settings
-    reference_model = _build(reference, twin.reference, settings, options.seed, twin)
-    candidate_model = None if alone else _build(candidate, twin.candidate, settings, options.seed, twin)
+    for side, framework in (("reference", reference), ("candidate", candidate))[: 1 if alone else 2]:
+        _refuse_device(framework, side, options.device(side))
+    reference_model = _build(reference, twin, "reference", settings, options.seed, options)
+    candidate_model = None if alone else _build(candidate, twin, "candidate", settings, options.seed, options)
     threads = options.threads or _threads(reference.slots(reference_model), chosen.batches)
     for framework in (reference, candidate):
         framework.set_threads(threads)
@@ -459,6 +483,12 @@ def prepare(twin: Twin, options: Options, alone: bool = False) -> Experiment:
         threads,
         scope=scope,
     )
+    devices = [f"{side} on {device}" for side in SIDES if (device := options.device(side)) is not None]
+    if devices:
+        experiment = replace(experiment, notes=(*experiment.notes, ", ".join(devices)))
+    if _dropout(twin, options) == "seeded":
+        note = f"training mode; dropout layers apply masks of seed {options.seed}, the same on both sides"
+        experiment = replace(experiment, notes=(*experiment.notes, note))
     if experiment.half:
         note = f"{experiment.half} weights: run in float32 and float64, with the values they have"
         experiment = replace(experiment, notes=(*experiment.notes, note))
@@ -492,8 +522,8 @@ def trees_of(twin: Twin, settings: Mapping[str, Any]) -> tuple[Tree, Tree]:
         AlignmentError: one of them can't be built.
     """
     ours, theirs = (
-        tree_of(framework, _build(framework, side, {**twin.settings, **settings}, 0, twin))
-        for side in (twin.reference, twin.candidate)
+        tree_of(framework, _build(framework, twin, name, {**twin.settings, **settings}, 0, Options()))
+        for name, side in zip(SIDES, (twin.reference, twin.candidate), strict=True)
         if (framework := get_framework(side.framework))
     )
     return ours, theirs
@@ -511,14 +541,42 @@ def plant(experiment: Experiment, model: Any) -> None:
             fault.plant(experiment.candidate, model, experiment.twin)
 
 
-def _build(framework: Framework, side: Side, settings: Mapping[str, Any], seed: int, twin: Twin) -> Any:
+def _mode(twin: Twin, options: Options) -> str:
+    return "train" if _dropout(twin, options) == "seeded" else twin.mode
+
+
+def _dropout(twin: Twin, options: Options) -> str:
+    return options.dropout or twin.dropout
+
+
+def _build(
+    framework: Framework, twin: Twin, name: str, settings: Mapping[str, Any], seed: int, options: Options
+) -> Any:
+    side = twin.reference if name == "reference" else twin.candidate
     settings = {**settings, **side.settings}
     try:
-        return framework.build(side.target, settings, seed, criterion=twin.loss == "criterion", mode=twin.mode)
+        return framework.build(
+            side.target,
+            settings,
+            seed,
+            criterion=twin.loss == "criterion",
+            mode=_mode(twin, options),
+            dropout=options.seed if _dropout(twin, options) == "seeded" else None,
+            device=options.device(name),
+        )
     except (Exception, SystemExit) as error:  # a user's class may raise anything: say where, and never pass
         what = f"{type(error).__name__}: {error}"
         given = f" with {_listed(settings)}" if settings else ""
         raise AlignmentError(f"{side.name} can't be built{given}: {what}") from error
+
+
+def _refuse_device(framework: Framework, side: str, device: str | None) -> None:
+    if device is None or device in (there := framework.devices()):
+        return
+    raise AlignmentError(
+        f"the {side} can't run on {device}: {framework.name} finds {', '.join(there)} here; choose one of these with "
+        f"--{side}-device, or install a build of {framework.name} for this machine's GPUs"
+    )
 
 
 def _threads(slots: tuple[Slot, ...], batches: tuple[Batch, ...]) -> int:
@@ -587,7 +645,7 @@ def randomise(slots: tuple[Slot, ...], state: State, seed: int, strict: bool = F
         value = state[slot.name]
         if slot.tied_to is not None:
             result[slot.name] = result[slot.tied_to]
-        elif slot.role == "buffer" or not _is_floating(value.dtype):
+        elif slot.role == "buffer" or not is_floating(value.dtype):
             result[slot.name] = value
         else:
             inputs = math.prod(value.shape[1:] if value.ndim > 2 else value.shape[-1:])
@@ -601,17 +659,21 @@ def randomise(slots: tuple[Slot, ...], state: State, seed: int, strict: bool = F
     return result
 
 
-def _is_floating(dtype: np.dtype) -> bool:
+def is_floating(dtype: np.dtype) -> bool:
+    """Is it a floating-point dtype, bfloat16 among them?"""
     return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
 
 
-def _moved_by_one_ulp(state: State, seed: int) -> State:
-    """Every floating-point value moved to a neighbouring one, up or down at random; zeros stay."""
+def moved_by_one_ulp(state: State, seed: int, widen: bool = True) -> State:
+    """Every floating-point value moved to a neighbouring one, up or down at random; zeros stay.
+
+    widen: take the neighbours that half precision's values have as float32, in which such a model is run.
+    """
     generator = np.random.default_rng(seed)
     moved: State = {}
     for name, value in state.items():
-        if _is_floating(value.dtype):
-            value = value.astype(np.float32) if value.itemsize == 2 else value  # half precision is run in float32
+        if is_floating(value.dtype):
+            value = value.astype(np.float32) if widen and value.itemsize == 2 else value
             # The neighbours of a number other than zero are those of its bit pattern, taken as an integer.
             bits = np.unpackbits(np.frombuffer(generator.bytes(value.size // 8 + 1), np.uint8), count=value.size)
             steps = (2 * bits.view(np.int8).reshape(value.shape) - 1) * (np.isfinite(value) & (value != 0))

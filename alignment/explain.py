@@ -58,6 +58,7 @@ def explain(
     inputs: Any = None,
     loss: Any = None,
     mode: Literal["eval", "train"] = "eval",
+    dropout: Literal["frozen", "seeded"] = "frozen",
 ) -> Report:
     """Check a twin, or two models, and explain what diverges. The arguments are those of `alignment.check`.
 
@@ -67,7 +68,7 @@ def explain(
     Raises:
         AlignmentError, CheckpointError, DataError: it could not run; the message says what to change.
     """
-    asked = asked_for(twin, reference, candidate, inputs, loss, mode)
+    asked = asked_for(twin, reference, candidate, inputs, loss, mode, dropout)
     return explain_checked(run_check(asked, options or Options(), progress))
 
 

@@ -43,13 +43,15 @@ class Trace:
     """All records of one run.
 
     framework: its name; dtype: ``"float32"`` or ``"float64"``. sites: in a detailed trace, call of a module ->
-    ``"file:line"`` of the user's code that made it.
+    ``"file:line"`` of the user's code that made it; calls: -> what it was called with (`alignment.expressions.call_text`),
+    in the order in which the calls began.
     """
 
     framework: str
     dtype: str
     records: tuple[Record, ...]
     sites: Mapping[str, str] = field(default_factory=dict)
+    calls: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _index(self) -> dict[tuple[Kind, str], NDArray | None]:

@@ -60,7 +60,9 @@ class Twin:
     loss:        ``"model"`` when forward(…, targets) returns (loss, logits); ``"criterion"`` when the loss is the mean
                  cross entropy of the logits forward returns; ``"outputs"``: all that forward returns, summed up with fixed
                  weights; ``"function"``: each side's own `Side.loss`.
-    mode:        ``"eval"`` or ``"train"``: in which the models run. Dropout lets everything pass in either.
+    mode:        ``"eval"`` or ``"train"``: in which the models run.
+    dropout:     ``"frozen"``: dropout layers let everything pass, in either mode; ``"seeded"``: the models run in training
+                 mode, and dropout layers of the frameworks' own apply the same masks on both sides, drawn by NumPy.
     vocabulary:  the setting that holds the vocabulary's size; None: the model takes no reviews.
     padding:     settings -> the id of padding.
     mask_input:  (module path, position of the argument) where the mask enters, for planting mask faults.
@@ -77,6 +79,7 @@ class Twin:
     inputs: Any
     loss: Literal["model", "criterion", "outputs", "function"] = "model"
     mode: Literal["eval", "train"] = "eval"
+    dropout: Literal["frozen", "seeded"] = "frozen"
     vocabulary: str | None = None
     padding: Callable[[Settings], int] = lambda _settings: 0
     mask_input: tuple[str, int] | None = None
@@ -99,7 +102,12 @@ def get_twin(name: str) -> Twin:
 
 
 def twin_of(
-    reference: Any, candidate: Any, inputs: Any, loss: Any = None, mode: Literal["eval", "train"] = "eval"
+    reference: Any,
+    candidate: Any,
+    inputs: Any,
+    loss: Any = None,
+    mode: Literal["eval", "train"] = "eval",
+    dropout: Literal["frozen", "seeded"] = "frozen",
 ) -> Twin:
     """A Twin of two models, or of what builds them; the arguments are those of `alignment.check`.
 
@@ -123,7 +131,7 @@ def twin_of(
         for name, model, function in zip(("reference", "candidate"), (reference, candidate), functions, strict=True)
     ]
     name = sides[0].name.rpartition(".")[2]
-    return Twin(name, "two models", sides[0], sides[1], {}, inputs, loss=loss or "outputs", mode=mode)
+    return Twin(name, "two models", sides[0], sides[1], {}, inputs, loss=loss or "outputs", mode=mode, dropout=dropout)
 
 
 def framework_of(model: Any, side: str) -> str:

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from alignment.errors import AlignmentError
-from alignment.experiment import Options
+from alignment.experiment import DROPOUT, PRECISIONS, Options
 from alignment.faults import FAULTS
 from alignment.report import EXIT_STATUS as EXIT_STATUS
 from alignment.report import Report
@@ -84,6 +84,35 @@ _SHARED = (
     ),
 )
 
+_DEVICE = "cpu|gpu[:N]"
+_RUN = (
+    click.option(
+        "--dropout",
+        type=click.Choice(DROPOUT),
+        help="Dropout layers let everything pass, or apply the same seeded masks on both sides, in training mode  "
+        "[default: the twin's own choice, frozen]",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="float32",
+        show_default=True,
+        help="Run both sides in this dtype, too, and judge the candidate's errors by the reference's.",
+    ),
+    click.option(
+        "--device", metavar=_DEVICE, help="Where both sides run  [default: where their frameworks put models]"
+    ),
+    click.option("--reference-device", metavar=_DEVICE, help="Where the reference runs."),
+    click.option("--candidate-device", metavar=_DEVICE, help="Where the candidate runs."),
+)
+
+
+def run_options(command: Command) -> Command:
+    """The options of how both sides are run in one environment: dropout, a further dtype, devices."""
+    for option in reversed(_RUN):
+        command = option(command)
+    return command
+
 
 def shared_options(command: Command) -> Command:
     """The options of sizes, weights, data, faults, threads, the mapping and the JSON file."""
@@ -112,6 +141,11 @@ def make_options(
     threads: int | None,
     strict: bool,
     mapping: str | None = None,
+    dropout: str | None = None,
+    precision: str = "float32",
+    device: str | None = None,
+    reference_device: str | None = None,
+    candidate_device: str | None = None,
     steps: tuple[int, ...] = (),
 ) -> Options:
     """The options of a check of `twin` as the command line gave them."""
@@ -129,6 +163,10 @@ def make_options(
         threads=threads,
         strict=strict,
         mapping=mapping,
+        dropout=dropout,
+        precision=precision,
+        reference_device=reference_device or device,
+        candidate_device=candidate_device or device,
     )
 
 

@@ -21,6 +21,7 @@ from alignment.commands._options import (
     output_options,
     prepare_folder,
     refuse_unwritable,
+    run_options,
     shared_options,
 )
 from alignment.config import find_config, read_config
@@ -74,6 +75,7 @@ def _long_name(parameter: click.Parameter) -> str:
     help="Only this stage: 1 structure, 2 initialization, 3 forward, 4 loss, 5 backward. May be repeated.",
 )
 @shared_options
+@run_options
 @click.option(
     "--reprod-log",
     "reprod_log",
@@ -140,6 +142,11 @@ def command(
             "reprod-log": reprod_log is not None,
             "strict": given["strict"],
             "mapping": given["mapping"],
+            "precision": given["precision"] != "float32",
+            **{
+                name: given[name.replace("-", "_")]
+                for name in ("dropout", "device", "reference-device", "candidate-device")
+            },
         }
         for name in (name for name, said in here.items() if said):
             raise AlignmentError(

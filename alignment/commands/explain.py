@@ -20,6 +20,7 @@ from alignment.commands._options import (
     output_options,
     prepare_folder,
     refuse_unwritable,
+    run_options,
     shared_options,
 )
 from alignment.errors import AlignmentError
@@ -27,7 +28,7 @@ from alignment.experiment import Options
 from alignment.explain import explain_checked, explain_traces
 from alignment.frameworks import reserve_threads
 from alignment.report import Report
-from alignment.repro import write_repros
+from alignment.repro import refuse_unnamed, write_repros
 from alignment.twins import DEFAULT_TWIN, get_twin
 from alignment.views.progress import progress
 
@@ -36,6 +37,7 @@ from alignment.views.progress import progress
 @click.argument("twin", required=False, metavar="[TWIN|REPORT.json|REFERENCE.safetensors]")
 @click.argument("candidate", required=False, metavar="[CANDIDATE.safetensors]")
 @shared_options
+@run_options
 @click.option(
     "--repro",
     type=click.Path(file_okay=False, path_type=Path),
@@ -115,6 +117,8 @@ def explain_twins(name: str, repro: Path | None, traces: Path | None, given: dic
     with progress("preparing") as show:
         for one, options in asked:
             show(f"{one}: preparing")
+            if repro is not None:
+                refuse_unnamed(get_twin(one), options)
             checked = run_check(one, options, partial(show, one))
             reports.append(explain_checked(checked))
             if repro is not None:

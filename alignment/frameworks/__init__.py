@@ -41,8 +41,9 @@ Target = Any
 Loss = Any
 OWN_LOSS = ("model", "criterion")
 
-# Attribute of a model that was cast to a dtype, for one that has no tensor to tell it.
+# Attributes of a model that was cast to a dtype or put on a device, for one that has no tensor to tell it.
 CAST_TO = "_alignment_cast_to"
+PLACED_ON = "_alignment_placed_on"
 
 
 def own_loss(loss: Loss) -> bool:
@@ -141,13 +142,27 @@ class Framework(Protocol):
     def device(self, model: Any) -> str:
         """Where the model's parameters are, in the framework's word."""
 
+    def devices(self) -> tuple[str, ...]:
+        """Where this installation can run a model on this machine: ``"cpu"``, and ``"gpu:0"`` … for each GPU."""
+
     def build(
-        self, target: Target, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False, mode: str = "eval"
+        self,
+        target: Target,
+        settings: Mapping[str, Any],
+        seed: int = 0,
+        criterion: bool = False,
+        mode: str = "eval",
+        dropout: int | None = None,
+        device: str | None = None,
     ) -> Any:
         """A new model: what `target` builds with keywords `settings` under `seed`, or a copy of the model that it is.
 
         criterion: give the model a mean cross entropy module named ``criterion`` if it has none of its own.
-        mode: ``"eval"`` or ``"train"``. Dropout lets everything pass in either.
+        mode: ``"eval"`` or ``"train"``. Dropout lets everything pass in either, unless it is seeded.
+        dropout: in training mode, let dropout layers of the framework's own apply the masks that this seed gives, the same in
+            every pass and every framework (`alignment.frameworks.masks`). Dropout that is no layer can't be told apart from
+            other random numbers, and draws its own.
+        device: one of `devices`; None: where the framework, or the model that is copied, has it.
         """
 
     def slots(self, model: Any) -> tuple[Slot, ...]:

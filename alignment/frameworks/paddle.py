@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from typing import cast as typed
 
 import ml_dtypes
 import numpy as np
@@ -32,7 +33,19 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         faulthandler.enable(2, all_threads=False)
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import CAST_TO, Loss, Meaning, ModuleInfo, Target, load_target, own_loss, scalar, separable
+from alignment.frameworks import (
+    CAST_TO,
+    PLACED_ON,
+    Loss,
+    Meaning,
+    ModuleInfo,
+    Target,
+    load_target,
+    own_loss,
+    scalar,
+    separable,
+)
+from alignment.frameworks.masks import Masks, scaled, self_normalizing
 from alignment.frameworks.recording import Recorder, directions
 from alignment.structures import leaves, restore
 from alignment.trace import Kind, Record, Trace
@@ -189,10 +202,61 @@ def device(model: Any) -> str:
     return place.removeprefix("Place(").removesuffix(")")
 
 
+def devices() -> tuple[str, ...]:
+    """``"cpu"``, and each GPU as ``"gpu:N"`` where this is a build for GPUs."""
+    count = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+    return ("cpu", *(f"gpu:{number}" for number in range(count)))
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@contextlib.contextmanager
+def _on(device: str | None) -> Iterator[None]:
+    """Have Paddle make its tensors on a device: it has one at a time for all that is made."""
+    if device is None:
+        yield
+        return
+    before = paddle.get_device()
+    paddle.set_device(device)
+    try:
+        yield
+    finally:
+        paddle.set_device(before)
+
+
+def _where_it_is(function: Function) -> Function:
+    """The same function of a model, run on the device that the model was put on."""
+
+    @functools.wraps(function)
+    def call(model: Any, *arguments: Any, **options: Any) -> Any:
+        with _on(getattr(model, PLACED_ON, None)):
+            return function(model, *arguments, **options)
+
+    return typed("Function", call)
+
+
 def build(
-    target: Target, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False, mode: str = "eval"
+    target: Target,
+    settings: Mapping[str, Any],
+    seed: int = 0,
+    criterion: bool = False,
+    mode: str = "eval",
+    dropout: int | None = None,
+    device: str | None = None,
 ) -> Any:
     """A new model; see `alignment.frameworks.Framework`."""
+    with _on(device):
+        model = _build(target, settings, seed, criterion, mode, dropout)
+        if device is not None:
+            model.to(device=device)
+            setattr(model, PLACED_ON, device)
+    return model
+
+
+def _build(
+    target: Target, settings: Mapping[str, Any], seed: int, criterion: bool, mode: str, dropout: int | None
+) -> Any:
     paddle.seed(seed)
     model = copy.deepcopy(target) if isinstance(target, nn.Layer) else load_target(target)(**settings)
     if not isinstance(model, nn.Layer):
@@ -208,12 +272,38 @@ def build(
         model.train()
     else:
         model.eval()
+    masks = None if dropout is None else Masks(dropout)
     for layer in model.sublayers(include_self=True) if mode == "train" else ():
         if "Dropout" in layer_kind(layer):
-            layer.eval()
+            if masks is None or not type(layer).forward.__module__.startswith("paddle.nn"):
+                layer.eval()
+            else:
+                layer.forward = partial(_dropped, layer, masks)
         elif isinstance(getattr(layer, "dropout", None), float):
             layer.dropout = 0.0
+    if masks is not None:
+        model.register_forward_pre_hook(lambda *_: masks.restart())
     return model
+
+
+def _dropped(layer: Any, masks: Masks, x: Any) -> Any:
+    """What a dropout layer makes of its input [any shape] with the next mask, in training mode."""
+    if not layer.training:
+        return x
+    kind, rate = layer_kind(layer), float(layer.p)
+    axes = getattr(layer, "axis", None)
+    if kind in ("Dropout2D", "Dropout3D"):  # whole channels
+        axes = (0, 1 if layer.data_format.startswith("NC") else x.ndim - 1)
+    elif kind == "FeatureAlphaDropout":
+        axes = (0, 1)
+    axes = range(x.ndim) if axes is None else {axis % x.ndim for axis in ((axes,) if isinstance(axes, int) else axes)}
+    keep = masks.keep(tuple(size if i in axes else 1 for i, size in enumerate(x.shape)), rate)
+    if "AlphaDropout" in kind:
+        factor, summand = (_tensor(part).astype(x.dtype) for part in self_normalizing(keep, rate))
+        return x * factor + summand
+    # By its mode "downscale_in_infer" Paddle makes up for what is dropped in evaluation mode, and not here.
+    downscaled = getattr(layer, "mode", "") == "downscale_in_infer"
+    return x * _tensor(keep if downscaled else scaled(keep, rate)).astype(x.dtype)
 
 
 def slots(model: Any) -> tuple[Slot, ...]:
@@ -273,6 +363,7 @@ def read_state(model: Any) -> dict[str, NDArray]:
     return {full: to_numpy(tensor) for full, tensor in model.state_dict().items()}
 
 
+@_where_it_is
 def load_state(model: Any, tensors: Mapping[str, NDArray]) -> None:
     """Strict load, which `set_state_dict` is not; floating-point values take the dtype of the model."""
     own = model.state_dict()
@@ -290,6 +381,7 @@ def load_state(model: Any, tensors: Mapping[str, NDArray]) -> None:
         tensor.set_value(value if value.dtype == tensor.dtype else value.astype(tensor.dtype))
 
 
+@_where_it_is
 def cast(model: Any, dtype: str) -> Any:
     """All floating-point parameters and buffers in `dtype`; see `alignment.frameworks.Framework.cast`."""
     for layer in model.sublayers(include_self=True):
@@ -309,6 +401,7 @@ def cast(model: Any, dtype: str) -> Any:
     return model
 
 
+@_where_it_is
 def run(
     model: Any,
     batch: Batch,
@@ -353,9 +446,10 @@ def run(
             recorder.keep(record)
         _clear_gradients(parameters)
     _restore_buffers(model, before)
-    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites)
+    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites, recorder.calls)
 
 
+@_where_it_is
 def train(
     model: Any,
     batches: Sequence[Batch],

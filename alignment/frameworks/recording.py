@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from alignment.expressions import call_text
 from alignment.frameworks import call_site
 from alignment.structures import transform
 from alignment.trace import GRADIENT_OF, Kind, Record, Trace
@@ -39,6 +40,7 @@ class Recorder(ABC):
     def __init__(self, modules: Iterable[tuple[str, Any]], detail: bool, forced: Trace | None, sink: Sink) -> None:
         self.records: list[Record] = []
         self.sites: dict[str, str] = {}
+        self.calls: dict[str, str] = {}
         self._detail, self._forced = detail or forced is not None, forced
         self.keep, self._share = sink or self.records.append, sink is not None
         self._calls: dict[str, int] = {}
@@ -142,6 +144,7 @@ class Recorder(ABC):
     def _enter(self, path: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, Any]:
         label = self._label(path, self._calls.get(path, 0) + 1)
         self.sites[label] = call_site(self.library)
+        self.calls[label] = call_text(arguments, keywords, self.is_tensor)
 
         def change(at: str, leaf: Any) -> Any:
             return self._pass("input", label if at == "0" else f"{label}[{at}]", leaf)

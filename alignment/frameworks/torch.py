@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import CAST_TO, Loss, Meaning, ModuleInfo, Target, load_target, own_loss, scalar
+from alignment.frameworks import (
+    CAST_TO,
+    PLACED_ON,
+    Loss,
+    Meaning,
+    ModuleInfo,
+    Target,
+    load_target,
+    own_loss,
+    scalar,
+)
+from alignment.frameworks.masks import Masks, scaled, self_normalizing
 from alignment.frameworks.recording import Recorder, directions
 from alignment.structures import leaves, restore
 from alignment.trace import Kind, Record, Trace
@@ -70,8 +82,19 @@ def device(model: nn.Module) -> str:
     return str(next((tensor.device for tensor in (*model.parameters(), *model.buffers())), "cpu"))
 
 
+def devices() -> tuple[str, ...]:
+    """``"cpu"``, and each CUDA device as ``"gpu:N"``."""
+    return ("cpu", *(f"gpu:{number}" for number in range(torch.cuda.device_count())))
+
+
 def build(
-    target: Target, settings: Mapping[str, Any], seed: int = 0, criterion: bool = False, mode: str = "eval"
+    target: Target,
+    settings: Mapping[str, Any],
+    seed: int = 0,
+    criterion: bool = False,
+    mode: str = "eval",
+    dropout: int | None = None,
+    device: str | None = None,
 ) -> nn.Module:
     """A new model; see `alignment.frameworks.Framework`."""
     torch.manual_seed(seed)
@@ -86,12 +109,38 @@ def build(
             )
         model.criterion = nn.CrossEntropyLoss()
     model.train(mode == "train")
+    masks = None if dropout is None else Masks(dropout)
     for module in model.modules() if mode == "train" else ():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
+            if masks is None or not type(module).forward.__module__.startswith("torch.nn"):
+                module.eval()
+            else:
+                module.forward = partial(_dropped, module, masks)
         elif isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0  # type: ignore[assignment]
+    if masks is not None:
+        model.register_forward_pre_hook(lambda *_: masks.restart())
+    if device is not None:
+        setattr(model, PLACED_ON, device.replace("gpu", "cuda"))
+        model.to(getattr(model, PLACED_ON))
     return model
+
+
+def _dropped(layer: Any, masks: Masks, x: torch.Tensor) -> torch.Tensor:
+    """What a dropout layer makes of its input [any shape] with the next mask, in training mode."""
+    if not layer.training:
+        return x
+    shape = tuple(x.shape)
+    if isinstance(layer, (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)):  # whole channels
+        unbatched = {nn.Dropout1d: 2, nn.Dropout3d: 4}.get(type(layer)) == x.ndim
+        kept = 1 if unbatched else 2
+        shape = (*shape[:kept], *(1 for _ in shape[kept:]))
+    keep = masks.keep(shape, layer.p)
+    if isinstance(layer, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
+        factor, summand = (_tensor(part).to(x) for part in self_normalizing(keep, layer.p))
+        return x.mul_(factor).add_(summand) if layer.inplace else x * factor + summand
+    factor = _tensor(scaled(keep, layer.p)).to(x)
+    return x.mul_(factor) if layer.inplace else x * factor
 
 
 def slots(model: nn.Module) -> tuple[Slot, ...]:
@@ -202,7 +251,7 @@ def run(
             recorder.keep(record)
         model.zero_grad(set_to_none=True)
     _restore_buffers(model, before)
-    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites)
+    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites, recorder.calls)
 
 
 def train(
@@ -242,7 +291,8 @@ def _dtype(model: nn.Module) -> str:
 
 def _given(model: nn.Module, batch: Batch) -> tuple[list[Any], dict[str, Any], Any]:
     """Arguments, keywords and targets as tensors, floating-point ones in the model's dtype."""
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    own = (tensor.device for tensor in (*model.parameters(), *model.buffers()))
+    device = next(own, torch.device(getattr(model, PLACED_ON, "cpu")))
     dtype = getattr(torch, _dtype(model))
 
     def tensor(array: NDArray) -> torch.Tensor:

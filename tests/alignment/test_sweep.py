@@ -153,7 +153,8 @@ def test_bad_input_is_refused_before_anything_runs(capsys, monkeypatch, argument
 def test_every_option_of_a_check_is_swept_or_is_none_of_a_case() -> None:
     """An option that says what is checked belongs to a case; one that says where the result goes belongs to NOT_OF_A_CASE."""
     assert set(case_options()) == {
-        "batch-size", "data", "inject", "length", "mapping", "seed", "set", "step", "strict", "threads", "weights",
+        "batch-size", "candidate-device", "data", "device", "dropout", "inject", "length", "mapping", "precision",
+        "reference-device", "seed", "set", "step", "strict", "threads", "weights",
     }  # fmt: skip
     assert NOT_OF_A_CASE.isdisjoint(case_options())
 

@@ -1,0 +1,38 @@
+"""Seeded dropout: what a dropout layer multiplies with, drawn by NumPy, so that both frameworks can be given the same."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# What AlphaDropout puts in the place of a dropped value: −λα of SELU (Klambauer et al., arXiv 1706.02515, equation 14).
+DROPPED = -1.7580993408473766
+
+
+class Masks:
+    """The keep masks of one model's dropout layers: mask number k of a pass depends on the seed, k and its shape alone."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._calls = seed, 0
+
+    def restart(self) -> None:
+        """A new pass through the model begins: it gets the masks of the one before."""
+        self._calls = 0
+
+    def keep(self, shape: tuple[int, ...], rate: float) -> NDArray[np.bool_]:
+        """The next mask: True with probability 1 − rate. With another rate it is of the same random numbers."""
+        self._calls += 1
+        return np.asarray(np.random.default_rng((self._seed, self._calls)).random(shape) >= rate)
+
+
+def scaled(keep: NDArray[np.bool_], rate: float) -> NDArray[np.float64]:
+    """What a value is multiplied with so that its expectation stays: 1 / (1 − rate) where it is kept, else 0."""
+    return keep / (1.0 - rate) if rate < 1.0 else np.zeros(keep.shape)
+
+
+def self_normalizing(keep: NDArray[np.bool_], rate: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(factor, summand) of AlphaDropout, by which mean 0 and variance 1 stay (the paper above, section 2)."""
+    if rate >= 1.0:
+        return np.zeros(keep.shape), np.zeros(keep.shape)
+    a = ((1.0 - rate) * (1.0 + rate * DROPPED**2)) ** -0.5
+    return a * keep, a * DROPPED * (~keep - rate)
