@@ -195,11 +195,11 @@ def _read(slot: Slot, table: Mapping[str, Layer]) -> _Place:
     place = _Place(slot, held.kind or None, local, slot.local, read, operation)
     for kind, inside in slot.within:
         outer = table.get(kind, Layer(""))
-        read = outer.canonical_inside(place.called(inside)) if inside.endswith(place.stored) else None
-        if read is not None:
-            place = replace(place, stored=inside, read=read)
-            if "." not in read:  # the outer layer's own, to the other framework
-                place = replace(place, kind=outer.kind, local=read)
+        within = outer.canonical_inside(place.called(inside)) if inside.endswith(place.stored) else None
+        if within is not None:
+            place = replace(place, stored=inside, read=within)
+            if "." not in within:  # the outer layer's own, to the other framework
+                place = replace(place, kind=outer.kind, local=within)
     return place
 
 

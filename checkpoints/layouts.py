@@ -53,7 +53,7 @@ _PADDLE_INSTANCE_NORM = Layer("InstanceNorm", {"scale": "weight"})
 
 # A projection for all of queries, keys and values; with other widths of keys and values, of the biases alone.
 _PACKED = {f"in_proj_{what}": {part: f"{part}_proj.{what}" for part in "qkv"} for what in ("weight", "bias")}
-_APART = {f"{part}_proj_weight": f"{part}_proj.weight" for part in "qkv"}
+_APART = {f"{part}_proj_{what}": f"{part}_proj.{what}" for part in "qkv" for what in ("weight", "bias")}
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 # Paddle's recurrent layers are made of cells, and name each cell's tensors a second time as torch does. The cells are
