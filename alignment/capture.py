@@ -546,7 +546,8 @@ def save_traces(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
         if not ours:  # what keeps its own values corresponds to nothing
             slots = tuple(slot for slot in slots if slot.name not in experiment.scope.kept)
             state = {slot.name: state[slot.name] for slot in slots}
-        names = {slot.name: experiment.scope.names.rename(slot.name) for slot in slots if ours}
+        known = (*(slot.name for slot in slots), *experiment.scope.names.exact) if ours else ()
+        names = {name: experiment.scope.names.rename(name) for name in known}
         # Faults are found in the records, not told; the options are those the model had.
         about = replace(
             _about(replace(experiment, faults=()), side, scene.model(side, "float64"), Keep()),

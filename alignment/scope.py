@@ -21,6 +21,9 @@ SHOWN = 6
 # Tensors of a run that belong to no module: they may have a tolerance of their own, and are always compared.
 RESULTS = ("logits", "output", "loss")
 
+# Records of what a module is given.
+GIVEN = ("input", "input gradient")
+
 ASK_FOR_A_MAPPING = (
     "write a mapping file with: align map TWIN -o mapping.toml, edit it, and check with --mapping mapping.toml"
 )
@@ -35,6 +38,8 @@ class Scope:
     modules:  reference's module path -> the candidate's, as far as it was told or matched.
     wrappers: modules, of the reference and of the candidate, that only wrap another.
     inside:   modules, of the reference and of the candidate, whose inner modules are not compared.
+    attention: those among them of which one side's is an attention layer of its framework's and the other's is not: they are
+              called in different ways, so that what they are given is not compared either.
     notes:    what the report says of all this.
     """
 
@@ -44,6 +49,7 @@ class Scope:
     modules: Mapping[str, str] = field(default_factory=dict)
     wrappers: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
     inside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    attention: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     notes: tuple[str, ...] = ()
 
     def ignores(self, *names: str | None) -> bool:
@@ -53,6 +59,13 @@ class Scope:
     def is_inside(self, side: int, path: str) -> bool:
         """Is a module inside one that is compared at its boundary? side: 0 the reference, 1 the candidate."""
         return any(path != outer and is_within(path, outer) for outer in self.inside[side])
+
+    def is_outside(self, side: int, record: str, name: str) -> bool:
+        """Is a record of a run compared, as far as it goes by modules that are not looked into?"""
+        if record not in OF_MODULES:
+            return True
+        path = path_of(name)
+        return not self.is_inside(side, path) and not (record in GIVEN and path in self.attention[side])
 
     def left_out(self, record: str, reference: str | None, candidate: str | None) -> str:
         """Why a record is not compared; empty where it is. What the model returns and the loss always are."""
@@ -65,7 +78,7 @@ class Scope:
             return ""
         for side, name in enumerate((reference, candidate)):
             for path in _paths([name]):
-                if self.is_inside(side, path):
+                if self.is_inside(side, path) or (record in GIVEN and path in self.attention[side]):
                     return "inside"
                 if path in self.wrappers[side]:
                     return "wrapper"
@@ -252,7 +265,8 @@ def _owners(reference: Tree, candidate: Tree, layout: Layout | None) -> list[tup
 
 def _emptied(tree: Tree, without: Collection[str]) -> set[str]:
     """Paths of modules all of whose own tensors are left out."""
-    left, emptied = set(), set()
+    left: set[str] = set()
+    emptied: set[str] = set()
     for slot in tree.slots:
         for label, one in opened(slot, tree.framework):
             (emptied if label in without or slot.name in without else left).add(one.name.rpartition(".")[0])
@@ -270,10 +284,10 @@ def located(scope: Scope, reference: Tree, candidate: Tree, paths: Mapping[str, 
         for tree, known in ((reference, paths.keys()), (candidate, called.keys()))
     ]
     inside: tuple[dict[str, None], dict[str, None]] = ({}, {})
-    for one, two in paths.items():
-        # What is in an attention layer of the framework's own is in no module tree.
-        if (one in reference.attention) != (two in candidate.attention):
-            inside[0][one] = inside[1][two] = None
+    # What is in an attention layer of a framework's own is in no module tree.
+    uneven = {one: two for one, two in paths.items() if (one in reference.attention) != (two in candidate.attention)}
+    inside[0].update(dict.fromkeys(uneven))
+    inside[1].update(dict.fromkeys(uneven.values()))
     for side, (tree, other) in enumerate(((reference, paths), (candidate, called))):
         for module in tree.modules:
             if any(re.fullmatch(pattern, module.path) for pattern in scope.mapping.boundary):
@@ -283,6 +297,7 @@ def located(scope: Scope, reference: Tree, candidate: Tree, paths: Mapping[str, 
     return replace(
         scope,
         inside=(tuple(inside[0]), tuple(inside[1])),
+        attention=(tuple(uneven), tuple(uneven.values())),
         wrappers=(frozenset(wrappers[0]), frozenset(wrappers[1])),
     )
 
@@ -304,7 +319,9 @@ def _refuse_strays(reference: Tree, candidate: Tree, mapping: ModelMapping) -> N
     """What the mapping speaks of must be there: an entry that means nothing is a misspelt one."""
     paths = [{module.path for module in tree.opened.modules} for tree in (reference, candidate)]
     labels = [{label for label, _ in tree.labelled} for tree in (reference, candidate)]
-    tensors = [{slot.name for slot in tree.slots} | own for tree, own in zip((reference, candidate), labels, strict=True)]
+    tensors = [
+        {slot.name for slot in tree.slots} | own for tree, own in zip((reference, candidate), labels, strict=True)
+    ]
     problems = []
     for what, pairs, known in (("modules", mapping.modules, paths), ("tensors", mapping.tensors, tensors)):
         for side, named in (("reference", pairs.keys()), ("candidate", pairs.values())):
