@@ -42,6 +42,7 @@ from alignment.experiment import (
     State,
     largest_gradient,
     mapping_of,
+    told_mapping,
     prepare,
     tree_of,
 )
@@ -296,7 +297,12 @@ def _about(experiment: Experiment, side: str, model: Any, keep: Keep) -> About:
         versions=framework.versions(),
         twin=twin.name,
         settings=experiment.settings,
-        options={"data": options.data, "weights": options.weights, "rows": None if batch is None else len(batch)},
+        options={
+            "data": options.data,
+            "weights": options.weights,
+            "rows": None if batch is None else len(batch),
+            "mapping": told_mapping(experiment),
+        },
         data=experiment.data,
         notes=tuple(map(_printable, experiment.notes)),
         faults=tuple(fault.name for fault in experiment.faults),

@@ -519,6 +519,12 @@ def mapping_of(twin: Twin, options: Options) -> ModelMapping:
     return ModelMapping.read(options.mapping) if isinstance(options.mapping, str) else options.mapping
 
 
+def told_mapping(experiment: Experiment) -> dict[str, Any] | None:
+    """The mapping that an experiment goes by, as in a file; None where neither the options nor the twin have one."""
+    mapping = experiment.scope.mapping
+    return None if experiment.options.mapping is None and mapping == ModelMapping() else mapping.to_dict()
+
+
 @dataclass(frozen=True)
 class Built:
     """One live side of a twin, and what a matching looks at of it."""

@@ -25,7 +25,7 @@ RESULTS = ("logits", "output", "loss")
 GIVEN = ("input", "input gradient")
 
 ASK_FOR_A_MAPPING = (
-    "write a mapping file with: align map TWIN -o mapping.toml, edit it, and check with --mapping mapping.toml"
+    "write a mapping file with: align map TWIN -o mapping.toml, edit it, and give it with --mapping mapping.toml"
 )
 
 
