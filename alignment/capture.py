@@ -42,8 +42,8 @@ from alignment.experiment import (
     State,
     largest_gradient,
     mapping_of,
-    told_mapping,
     prepare,
+    told_mapping,
     tree_of,
 )
 from alignment.faults import Fault, get_fault

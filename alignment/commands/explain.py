@@ -33,7 +33,6 @@ from alignment.repro import refuse_unnamed, write_repros
 from alignment.twins import DEFAULT_TWIN, get_twin
 from alignment.views.progress import progress
 
-
 # What a report's options tell, and `Options` has no field for: how the twin was asked for, and where the mapping was read.
 TOLD = ("twin", "mapping_file")
 

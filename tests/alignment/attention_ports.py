@@ -40,9 +40,7 @@ class OwnAttentionPort(paddle.nn.Layer):
 
     def forward(self, x):
         b, n, width = x.shape
-        q, k, v = (
-            getattr(self, name)(x).reshape([b, n, HEADS, -1]).transpose([0, 2, 1, 3]) for name in self.words[:3]
-        )
+        q, k, v = (getattr(self, name)(x).reshape([b, n, HEADS, -1]).transpose([0, 2, 1, 3]) for name in self.words[:3])
         scale = 1.0 if self.fault == "scale" else (width // HEADS) ** -0.5
         scores = paddle.nn.functional.softmax(q @ k.transpose([0, 1, 3, 2]) * scale, -1)
         given = getattr(self, self.words[3])((scores @ v).transpose([0, 2, 1, 3]).reshape([b, n, width]))

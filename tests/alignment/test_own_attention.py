@@ -79,7 +79,9 @@ def test_a_reference_by_hand_is_ported_to_a_layer_of_paddles_own(ports, names, p
 def test_names_that_do_not_tell_queries_from_keys_are_an_error_that_lists_them(ports) -> None:
     with pytest.raises(AlignmentError) as caught:
         check(ports.silent, QUICK)
-    choices = "attn.q_proj, attn.k_proj, attn.v_proj, attn.out_proj (Linear [8, 8], [8]): each may be any of attn.a, attn.b"
+    choices = (
+        "attn.q_proj, attn.k_proj, attn.v_proj, attn.out_proj (Linear [8, 8], [8]): each may be any of attn.a, attn.b"
+    )
     assert choices in str(caught.value)
 
 
@@ -115,7 +117,9 @@ def test_a_mapping_says_which_is_which(ports, mapping) -> None:
 
 @pytest.mark.parametrize("order", ["bac", "acb"])
 def test_a_wrong_mapping_diverges_at_the_attention(ports, order) -> None:
-    mapping = ModelMapping(modules={f"attn.{part}_proj": f"attn.{name}" for part, name in zip("qkv", order, strict=True)})
+    mapping = ModelMapping(
+        modules={f"attn.{part}_proj": f"attn.{name}" for part, name in zip("qkv", order, strict=True)}
+    )
     report = check(ports.silent, replace(QUICK, mapping=mapping))
     assert stages(report)["structure"].verdict == "aligned"
     assert ("activation", "attn") in roots(report)
