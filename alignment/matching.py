@@ -10,7 +10,8 @@ which none guesses:
 3. **shape**: the signature occurs once on either side, wherever it stands.
 
 Several children of one signature are told apart by their names, or by what is left of these when the words that all of
-them share are taken off: equal words (``query_att`` and ``att_q``) match by name, single numbers (``fc1, fc2`` and ``dense0,
+them share are taken off: equal words (``query_att`` and ``att_q``) match by name, also where only the words query, key and
+value are equal, and all three are there (``q_linear, …, out`` and ``q_proj, …``); single numbers (``fc1, fc2`` and ``dense0,
 dense1``) by order. If one is left then, it is matched by shape; if several are, they are ambiguous. The order of definition
 never tells two of one signature apart. Where one name stands for things of different signatures, nothing beside it is
 matched but by name.
@@ -456,7 +457,8 @@ def _tell_apart(ours: list[Item], theirs: list[Item], name: Callable[[Item], str
         return
     left: tuple[list[Item], list[Item]] = (list(ours), list(theirs))
     whole: list[list[tuple[str, ...]]] = [[(name(item),) for item in side] for side in (ours, theirs)]
-    for labels in (whole, words):
+    parts = [_parts_of_attention([name(item) for item in side]) for side in (ours, theirs)]
+    for labels in (whole, words, parts):
         for own, one in zip(labels[0], ours, strict=True):
             alike = [two for other, two in zip(labels[1], theirs, strict=True) if other == own and two in left[1]]
             if own and one in left[0] and len(alike) == 1 and labels[0].count(own) == 1:
@@ -476,6 +478,13 @@ def _distinguishing(names: Sequence[str]) -> list[tuple[str, ...]]:
     for counted in words[1:]:
         shared &= counted
     return [tuple(sorted((counted - shared).elements())) for counted in words]
+
+
+def _parts_of_attention(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The word of attention in each name, where each of the three is in one name and none has two; nothing for the others."""
+    words = [tuple({word for word in _words(name) if word in SYNONYMS.values()}) for name in names]
+    found = [word for own in words for word in own]
+    return words if sorted(found) == sorted(set(SYNONYMS.values())) else [() for _ in names]
 
 
 def _words(name: str) -> Iterable[str]:
