@@ -30,6 +30,7 @@ from alignment import (
     run_check,
     save_traces,
 )
+from alignment.capture_file import read_capture
 from alignment.cli import run
 from alignment.experiment import prepare
 from alignment.mapping import LayoutRule, ModelMapping, OwnTolerance, covers
@@ -319,8 +320,9 @@ def test_a_tensor_without_counterpart_is_ignored_by_name_and_keeps_its_values(po
 def test_a_port_of_other_names_is_explained_from_saved_traces(ports, tmp_path) -> None:
     twin = ports("Reference", "Port", extra=True, fault="gelu")
     checked = run_check(twin, replace(QUICK, mapping=ModelMapping(ignore=("aux",))))
-    report = explain_traces(*save_traces(checked, tmp_path))
-    assert ("activation", "act") in roots(report)
+    files = save_traces(checked, tmp_path)
+    assert ("activation", "act") in roots(explain_traces(*files))
+    assert all(read_capture(file).about.options["mapping"] == {"ignore": ["aux"]} for file in files)
 
 
 @pytest.mark.parametrize("port", ["Port", "Wrapped"])
