@@ -43,6 +43,7 @@ from alignment.experiment import (
     largest_gradient,
     mapping_of,
     prepare,
+    told_mapping,
     tree_of,
 )
 from alignment.faults import Fault, get_fault
@@ -296,7 +297,12 @@ def _about(experiment: Experiment, side: str, model: Any, keep: Keep) -> About:
         versions=framework.versions(),
         twin=twin.name,
         settings=experiment.settings,
-        options={"data": options.data, "weights": options.weights, "rows": None if batch is None else len(batch)},
+        options={
+            "data": options.data,
+            "weights": options.weights,
+            "rows": None if batch is None else len(batch),
+            "mapping": told_mapping(experiment),
+        },
         data=experiment.data,
         notes=tuple(map(_printable, experiment.notes)),
         faults=tuple(fault.name for fault in experiment.faults),
@@ -546,7 +552,8 @@ def save_traces(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
         if not ours:  # what keeps its own values corresponds to nothing
             slots = tuple(slot for slot in slots if slot.name not in experiment.scope.kept)
             state = {slot.name: state[slot.name] for slot in slots}
-        names = {slot.name: experiment.scope.names.rename(slot.name) for slot in slots if ours}
+        known = (*(slot.name for slot in slots), *experiment.scope.names.exact) if ours else ()
+        names = {name: experiment.scope.names.rename(name) for name in known}
         # Faults are found in the records, not told; the options are those the model had.
         about = replace(
             _about(replace(experiment, faults=()), side, scene.model(side, "float64"), Keep()),

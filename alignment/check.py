@@ -14,7 +14,7 @@ import numpy as np
 
 from alignment.determinism import judge_randomness
 from alignment.errors import AlignmentError
-from alignment.experiment import Experiment, Options, prepare
+from alignment.experiment import Experiment, Options, prepare, told_mapping
 from alignment.fullsize import FULL_SIZE, make_probe
 from alignment.localise import Scene, localise
 from alignment.lowprecision import judge_precision
@@ -170,7 +170,8 @@ def report_of(
             "precision": options.precision,
             "reference_device": options.reference_device,
             "candidate_device": options.candidate_device,
-            "mapping": options.mapping if isinstance(options.mapping, str) else None,
+            "mapping": told_mapping(experiment),
+            "mapping_file": options.mapping if isinstance(options.mapping, str) else None,
         },
     )
     versions = own_versions() | experiment.reference.versions() | experiment.candidate.versions()

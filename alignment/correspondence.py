@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from alignment.frameworks import ModuleInfo
@@ -17,23 +17,22 @@ OF_MODULES: frozenset[Kind] = frozenset((*GRADIENT_OF, *GRADIENT_OF.values()))
 def correspond(
     reference: Iterable[ModuleInfo],
     candidate: Iterable[ModuleInfo],
-    layout: Layout | None,
+    owners: Iterable[tuple[str, str]],
     told: Mapping[str, str] | None = None,
     homes: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, str]:
     """Reference's module path -> the candidate's.
 
-    Modules with tensors of their own correspond as these do in `layout`, and their parents with them; below a parent that
-    corresponds, children pair by name, and those left over by kind, in order. What then has no counterpart is left out.
+    Modules with tensors of their own correspond as these do, and their parents with them; below a parent that corresponds,
+    children pair by name, and those left over by kind, in order. What then has no counterpart is left out.
 
+    owners: the modules of each tensor and of its counterpart.
     told: pairs that are known. homes: reference's path -> further paths of the candidate below which its children may be.
     """
     ours, theirs, homes = list(reference), list(candidate), homes or {}
     known = {module.path for module in theirs}
-    listed = {module.path for module in ours}
     found = {"": "", **(told or {})}
-    for move in layout.moves if layout else ():
-        one, two = holder(move.source, listed), holder(move.target, known)
+    for one, two in owners:
         while one and two and one not in found:
             found[one] = two
             one, two = one.rpartition(".")[0], two.rpartition(".")[0]
@@ -69,6 +68,19 @@ def holder(name: str, paths: Collection[str]) -> str:
     while path and path not in paths:
         path = path.rpartition(".")[0]
     return path
+
+
+def is_within(path: str, outer: str) -> bool:
+    """Is a module `outer`, or inside it?"""
+    return not outer or path == outer or path.startswith(f"{outer}.")
+
+
+def common_path(paths: Sequence[str]) -> str:
+    """The innermost module that all of these are, or are inside of."""
+    shared = paths[0]
+    while not all(is_within(path, shared) for path in paths):
+        shared = shared.rpartition(".")[0]
+    return shared
 
 
 def first_names(slots: Iterable[Slot], moved: Collection[str]) -> dict[str, str | None]:

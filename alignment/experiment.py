@@ -18,7 +18,7 @@ import checkpoints
 from alignment.correspondence import OF_MODULES, packed_tensors, parted, path_of, renamed
 from alignment.errors import AlignmentError
 from alignment.faults import Fault, get_fault
-from alignment.frameworks import Absent, Framework, Loss, get_framework, own_loss, reserve_threads
+from alignment.frameworks import ATTENTION, Absent, Framework, Loss, get_framework, own_loss, reserve_threads
 from alignment.inputs import make_batches
 from alignment.mapping import ModelMapping
 from alignment.matching import Tree
@@ -177,7 +177,9 @@ class Experiment:
     def build(self, side: str, seed: int = 0) -> Any:
         """A new model of one side, ``"reference"`` or ``"candidate"``, without faults."""
         framework, _ = self.side(side)
-        return _build(framework, self.twin, side, self.settings, seed, self.options)
+        model = _build(framework, self.twin, side, self.settings, seed, self.options)
+        _mark_attention(framework, model, self.scope.attention[SIDES.index(side)])
+        return model
 
     @property
     def mode(self) -> str:
@@ -354,7 +356,7 @@ class Experiment:
         framework, target = self.side(side)
 
         def outside(record: Record, number: int = SIDES.index(side)) -> bool:
-            return record.kind not in OF_MODULES or not self.scope.is_inside(number, path_of(record.name))
+            return self.scope.is_outside(number, record.kind, record.name)
 
         if forced is not None and side == "candidate":
             # What has no counterpart there must not be taken for what has its name.
@@ -464,6 +466,8 @@ def prepare(twin: Twin, options: Options, alone: bool = False) -> Experiment:
         layout, mismatch, scope = settle_scope(*trees, mapping_of(twin, options), twin.names)
         paths = corresponding(scope, *trees, layout)
         scope = located(scope, *trees, paths)
+        _mark_attention(reference, reference_model, scope.attention[0])
+        _mark_attention(candidate, candidate_model, scope.attention[1])
     experiment = Experiment(
         twin,
         options,
@@ -515,18 +519,34 @@ def mapping_of(twin: Twin, options: Options) -> ModelMapping:
     return ModelMapping.read(options.mapping) if isinstance(options.mapping, str) else options.mapping
 
 
-def trees_of(twin: Twin, settings: Mapping[str, Any]) -> tuple[Tree, Tree]:
-    """What a matching looks at of the reference and the candidate, built with these settings.
+def told_mapping(experiment: Experiment) -> dict[str, Any] | None:
+    """The mapping that an experiment goes by, as in a file; None where neither the options nor the twin have one."""
+    mapping = experiment.scope.mapping
+    return None if experiment.options.mapping is None and mapping == ModelMapping() else mapping.to_dict()
+
+
+@dataclass(frozen=True)
+class Built:
+    """One live side of a twin, and what a matching looks at of it."""
+
+    framework: Framework
+    model: Any
+    tree: Tree
+
+
+def build_sides(twin: Twin, settings: Mapping[str, Any]) -> tuple[Built, Built]:
+    """The reference and the candidate, built with these settings in place of the twin's own.
 
     Raises:
         AlignmentError: one of them can't be built.
     """
-    ours, theirs = (
-        tree_of(framework, _build(framework, twin, name, {**twin.settings, **settings}, 0, Options()))
-        for name, side in zip(SIDES, (twin.reference, twin.candidate), strict=True)
-        if (framework := get_framework(side.framework))
-    )
-    return ours, theirs
+
+    def built(name: str, framework_name: str) -> Built:
+        framework = get_framework(framework_name)
+        model = _build(framework, twin, name, {**twin.settings, **settings}, 0, Options())
+        return Built(framework, model, tree_of(framework, model))
+
+    return built("reference", twin.reference.framework), built("candidate", twin.candidate.framework)
 
 
 def tree_of(framework: Framework, model: Any) -> Tree:
@@ -577,6 +597,11 @@ def _refuse_device(framework: Framework, side: str, device: str | None) -> None:
         f"the {side} can't run on {device}: {framework.name} finds {', '.join(there)} here; choose one of these with "
         f"--{side}-device, or install a build of {framework.name} for this machine's GPUs"
     )
+
+
+def _mark_attention(framework: Framework, model: Any, paths: tuple[str, ...]) -> None:
+    for path in paths:
+        setattr(framework.module(model, path), ATTENTION, True)
 
 
 def _threads(slots: tuple[Slot, ...], batches: tuple[Batch, ...]) -> int:

@@ -138,6 +138,24 @@ class ModelMapping:
         except (ValueError, OverflowError, RecursionError, AlignmentError) as error:
             raise AlignmentError(f"{path}: not a mapping: {error}") from error
 
+    @staticmethod
+    def from_dict(data: Any) -> ModelMapping:
+        """The mapping that a file of these keys would be.
+
+        Raises:
+            AlignmentError: the first thing in it that isn't right.
+        """
+        try:
+            return _mapping(data)
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise AlignmentError(f"not a mapping: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping with the keys of a file, as plain lists, tables, strings and numbers; empty where it says nothing."""
+        simple = {key: list(getattr(self, key)) for key in ("ignore", "boundary")}
+        pairs = {key: dict(getattr(self, key)) for key in ("modules", "tensors")}
+        return {key: value for key, value in (simple | pairs | dict(_tables(self))).items() if value}
+
     def write(self, path: str | Path) -> None:
         """Write the mapping to a .toml or .json file; it is there whole or not at all.
 
@@ -148,7 +166,7 @@ class ModelMapping:
         if path.suffix not in (".toml", ".json"):
             raise AlignmentError(f"{path}: a mapping is a .toml or .json file")
         with write_aside(path) as file:
-            text = to_toml(self) if path.suffix == ".toml" else json.dumps(_plain(self), indent=2) + "\n"
+            text = to_toml(self) if path.suffix == ".toml" else json.dumps(self.to_dict(), indent=2) + "\n"
             file.write(text.encode())
 
 
@@ -217,12 +235,6 @@ def _tables(mapping: ModelMapping) -> Iterable[tuple[str, list[dict[str, Any]]]]
     ):
         rows = [{part.name: getattr(value, part.name) for part in fields(value)} for value in values]
         yield key, [{name: value for name, value in row.items() if value is not None} for row in rows]
-
-
-def _plain(mapping: ModelMapping) -> dict[str, Any]:
-    simple = {key: list(getattr(mapping, key)) for key in ("ignore", "boundary")}
-    pairs = {key: dict(getattr(mapping, key)) for key in ("modules", "tensors")}
-    return {key: value for key, value in (simple | pairs | dict(_tables(mapping))).items() if value}
 
 
 def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

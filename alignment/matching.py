@@ -10,7 +10,8 @@ which none guesses:
 3. **shape**: the signature occurs once on either side, wherever it stands.
 
 Several children of one signature are told apart by their names, or by what is left of these when the words that all of
-them share are taken off: equal words (``query_att`` and ``att_q``) match by name, single numbers (``fc1, fc2`` and ``dense0,
+them share are taken off: equal words (``query_att`` and ``att_q``) match by name, also where only the words query, key and
+value are equal, and all three are there (``q_linear, …, out`` and ``q_proj, …``); single numbers (``fc1, fc2`` and ``dense0,
 dense1``) by order. If one is left then, it is matched by shape; if several are, they are ambiguous. The order of definition
 never tells two of one signature apart. Where one name stands for things of different signatures, nothing beside it is
 matched but by name.
@@ -18,6 +19,9 @@ matched but by name.
 A *signature* is all that must agree for weights to be exchanged: a layer's kind and the shapes of its tensors in the
 canonical layout; for the user's own classes and containers, whose class names are only names, the tensors of their own and
 the signatures of their children. A module that has no tensors and one child with tensors only wraps it, and is passed over.
+
+Multi-head attention of a framework's own counts as what it is made of, four linear layers ``q_proj``, ``k_proj``, ``v_proj``
+and ``out_proj``, however it stores their tensors: so a class of the user's own can be its counterpart.
 """
 
 from __future__ import annotations
@@ -27,11 +31,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from alignment.frameworks import ModuleInfo
-from checkpoints import Slot
+from checkpoints import Slot, opened
 from checkpoints.layouts import TABLES, Layer
 
 How = Literal["mapping", "name", "order", "shape"]
@@ -44,7 +48,7 @@ CONTAINERS = frozenset(
     ("sequential", "modulelist", "moduledict", "parameterlist", "parameterdict", "layerlist", "layerdict")
 )
 # Layers whose tensors the frameworks pack differently: their number of elements stands for their shapes.
-PACKED = frozenset(("multiheadattention", "lstm", "gru", "rnn", "simplernn"))
+PACKED = frozenset(("lstm", "gru", "rnn", "simplernn"))
 # Usual short forms of the three words of attention.
 SYNONYMS = {
     short: word
@@ -60,6 +64,33 @@ class Tree:
     framework: str
     modules: tuple[ModuleInfo, ...]
     slots: tuple[Slot, ...]
+
+    @functools.cached_property
+    def attention(self) -> frozenset[str]:
+        """Paths of the modules that are made of others which are in no module tree."""
+        table = TABLES.get(self.framework, {})
+        kinds = {name.lower() for name, layer in table.items() if layer.made_of}
+        return frozenset(module.path for module in self.modules if not module.own and module.kind.lower() in kinds)
+
+    @functools.cached_property
+    def labelled(self) -> tuple[tuple[str, Slot], ...]:
+        """Every tensor by its label, as a tensor of the layer that it is in: see `checkpoints.opened`."""
+        return tuple(pair for slot in self.slots for pair in opened(slot, self.framework))
+
+    @functools.cached_property
+    def opened(self) -> Tree:
+        """The same with attention taken apart: its projections are modules, and have the tensors."""
+        infos = {module.path: module for module in self.modules}
+        inside: dict[str, dict[str, ModuleInfo]] = {}
+        for _, slot in self.labelled:
+            path = slot.name.rpartition(".")[0]
+            outer = path.rpartition(".")[0]
+            if outer in self.attention and path not in infos:
+                inside.setdefault(outer, {})[path] = ModuleInfo(path, slot.kind, False)
+        modules = (one for path, info in infos.items() for one in (info, *inside.get(path, {}).values()))
+        called = {label: slot.name for label, slot in self.labelled}
+        slots = (replace(slot, tied_to=called.get(slot.tied_to or "", slot.tied_to)) for _, slot in self.labelled)
+        return replace(self, modules=tuple(modules), slots=tuple(slots))
 
     def canonical(self, slot: Slot) -> str:
         """The tensor's full name, with torch's word for it in its layer."""
@@ -147,7 +178,7 @@ class Matching:
 
 @dataclass(eq=False)
 class _Node:
-    """A module with tensors. A layer holds all tensors below it; a group (the user's class, a container) has children.
+    """A module with tensors. A layer holds all tensors below it; a group (the user's class, what is made of others) has children.
 
     told: what is known of its contents, by the reference's names.
     """
@@ -199,8 +230,44 @@ class _Node:
 def match(
     reference: Tree, candidate: Tree, modules: Mapping[str, str] | None = None, tensors: Mapping[str, str] | None = None
 ) -> Matching:
-    """Match two sides. modules, tensors: pairs that are known already, the reference's name -> the candidate's."""
-    modules, tensors = modules or {}, tensors or {}
+    """Match two sides. modules, tensors: pairs that are known already, the reference's name -> the candidate's.
+
+    Parts of packed tensors go by their labels (``"attn.in_proj_weight[q]"``), attention's projections by their paths
+    (``"attn.q_proj"``).
+    """
+    modules = modules or {}
+    labels = [{slot.name: label for label, slot in tree.labelled} for tree in (reference, candidate)]
+    inner = [{label: slot.name for label, slot in tree.labelled} for tree in (reference, candidate)]
+    tensors = {inner[0].get(one, one): inner[1].get(two, two) for one, two in (tensors or {}).items()}
+    return _labelled(_match(reference.opened, candidate.opened, modules, tensors), *labels)
+
+
+def _labelled(matching: Matching, ours: Mapping[str, str], theirs: Mapping[str, str]) -> Matching:
+    """The matching with its tensors called by their labels."""
+    return Matching(
+        matching.modules,
+        {
+            ours.get(one, one): Match(theirs.get(two.candidate, two.candidate), two.how)
+            for one, two in matching.tensors.items()
+        },
+        [
+            one
+            if one.modules
+            else replace(
+                one,
+                reference=tuple(ours.get(name, name) for name in one.reference),
+                candidate=tuple(theirs.get(name, name) for name in one.candidate),
+            )
+            for one in matching.ambiguous
+        ],
+        (
+            [ours.get(name, name) for name in matching.unmatched[0]],
+            [theirs.get(name, name) for name in matching.unmatched[1]],
+        ),
+    )
+
+
+def _match(reference: Tree, candidate: Tree, modules: Mapping[str, str], tensors: Mapping[str, str]) -> Matching:
     result = Matching()
     result.tensors |= {one: Match(two, "mapping") for one, two in tensors.items()}
     ours = _nodes(reference, {name: name for name in tensors}, {path: path for path in modules})
@@ -220,12 +287,13 @@ def match(
 def _nodes(
     tree: Tree, tensors: Mapping[str, str] | None = None, modules: Mapping[str, str] | None = None
 ) -> dict[str, _Node]:
-    """Path -> node of every module that has tensors.
+    """Path -> node of every module of an opened tree that has tensors.
 
     tensors, modules: what is known, by this side's name -> the reference's. It hangs below no parent, which only knows of it.
     """
     tensors, modules = tensors or {}, modules or {}
     infos = {module.path: module for module in tree.modules}
+    parents = {path.rpartition(".")[0] for path in infos if path}
     nodes: dict[str, _Node] = {}
 
     def node(path: str) -> _Node:
@@ -239,7 +307,8 @@ def _nodes(
         if parent is not None and parent.layer:
             return parent
         info = infos.get(path) or ModuleInfo(path, "", True)
-        made = nodes[path] = _Node(path, info, tree, not info.own and info.kind.lower() not in CONTAINERS)
+        layer = not info.own and info.kind.lower() not in CONTAINERS and path not in parents
+        made = nodes[path] = _Node(path, info, tree, layer)
         if parent is not None:
             parent.children.append(made)
         return made
@@ -388,7 +457,8 @@ def _tell_apart(ours: list[Item], theirs: list[Item], name: Callable[[Item], str
         return
     left: tuple[list[Item], list[Item]] = (list(ours), list(theirs))
     whole: list[list[tuple[str, ...]]] = [[(name(item),) for item in side] for side in (ours, theirs)]
-    for labels in (whole, words):
+    parts = [_parts_of_attention([name(item) for item in side]) for side in (ours, theirs)]
+    for labels in (whole, words, parts):
         for own, one in zip(labels[0], ours, strict=True):
             alike = [two for other, two in zip(labels[1], theirs, strict=True) if other == own and two in left[1]]
             if own and one in left[0] and len(alike) == 1 and labels[0].count(own) == 1:
@@ -410,6 +480,13 @@ def _distinguishing(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(sorted((counted - shared).elements())) for counted in words]
 
 
+def _parts_of_attention(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The word of attention in each name, where each of the three is in one name and none has two; nothing for the others."""
+    words = [tuple({word for word in _words(name) if word in SYNONYMS.values()}) for name in names]
+    found = [word for own in words for word in own]
+    return words if sorted(found) == sorted(set(SYNONYMS.values())) else [() for _ in names]
+
+
 def _words(name: str) -> Iterable[str]:
     for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name):
         yield SYNONYMS.get(word.lower(), word.lower())
@@ -417,7 +494,7 @@ def _words(name: str) -> Iterable[str]:
 
 def chains(tree: Tree) -> list[list[str]]:
     """Paths of modules of which each but the last only wraps the next."""
-    nodes = _nodes(tree)
+    nodes = _nodes(tree.opened)
     wrapped = {node.children[0].path for node in nodes.values() if node.wraps}
     found = []
     for node in nodes.values():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alignment.experiment import trees_of
+from alignment.experiment import build_sides
 from alignment.mapping import ModelMapping, entry, quoted, to_toml
 from alignment.matching import Match, Matching, Tree
 from alignment.scope import corresponding, match_rest, told_scope
@@ -38,7 +38,8 @@ def propose(
     Raises:
         AlignmentError: a model can't be built, or the mapping speaks of what is not there.
     """
-    trees = trees_of(twin, settings or {})
+    reference, candidate = build_sides(twin, settings or {})
+    trees = reference.tree, candidate.tree
     known = twin.mapping if mapping is None else mapping
     scope = told_scope(*trees, known, twin.names)
     matching = match_rest(*trees, scope)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import checkpoints
 from alignment.compare import Comparison, Tolerance
-from alignment.correspondence import OF_MODULES, correspond, path_of
+from alignment.correspondence import OF_MODULES, common_path, correspond, holder, is_within, path_of
 from alignment.errors import AlignmentError
 from alignment.mapping import ModelMapping, OwnTolerance, covers
 from alignment.matching import Match, Matching, Tree, chains, homes, match
-from checkpoints import CheckpointError, Layout, NameMap, Slot
+from checkpoints import CheckpointError, Layout, NameMap, Slot, label_of, opened
 from checkpoints.layouts import Operation
 from checkpoints.names import Renamed
 
@@ -21,8 +21,11 @@ SHOWN = 6
 # Tensors of a run that belong to no module: they may have a tolerance of their own, and are always compared.
 RESULTS = ("logits", "output", "loss")
 
+# Records of what a module is given.
+GIVEN = ("input", "input gradient")
+
 ASK_FOR_A_MAPPING = (
-    "write a mapping file with: align map TWIN -o mapping.toml, edit it, and check with --mapping mapping.toml"
+    "write a mapping file with: align map TWIN -o mapping.toml, edit it, and give it with --mapping mapping.toml"
 )
 
 
@@ -35,6 +38,8 @@ class Scope:
     modules:  reference's module path -> the candidate's, as far as it was told or matched.
     wrappers: modules, of the reference and of the candidate, that only wrap another.
     inside:   modules, of the reference and of the candidate, whose inner modules are not compared.
+    attention: those among them of which one side's is an attention layer of its framework's and the other's is not: they are
+              called in different ways, so that what they are given is not compared either.
     notes:    what the report says of all this.
     """
 
@@ -44,6 +49,7 @@ class Scope:
     modules: Mapping[str, str] = field(default_factory=dict)
     wrappers: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
     inside: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    attention: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     notes: tuple[str, ...] = ()
 
     def ignores(self, *names: str | None) -> bool:
@@ -52,7 +58,14 @@ class Scope:
 
     def is_inside(self, side: int, path: str) -> bool:
         """Is a module inside one that is compared at its boundary? side: 0 the reference, 1 the candidate."""
-        return any(path != outer and (not outer or path.startswith(f"{outer}.")) for outer in self.inside[side])
+        return any(path != outer and is_within(path, outer) for outer in self.inside[side])
+
+    def is_outside(self, side: int, record: str, name: str) -> bool:
+        """Is a record of a run compared, as far as it goes by modules that are not looked into?"""
+        if record not in OF_MODULES:
+            return True
+        path = path_of(name)
+        return not self.is_inside(side, path) and not (record in GIVEN and path in self.attention[side])
 
     def left_out(self, record: str, reference: str | None, candidate: str | None) -> str:
         """Why a record is not compared; empty where it is. What the model returns and the loss always are."""
@@ -65,7 +78,7 @@ class Scope:
             return ""
         for side, name in enumerate((reference, candidate)):
             for path in _paths([name]):
-                if self.is_inside(side, path):
+                if self.is_inside(side, path) or (record in GIVEN and path in self.attention[side]):
                     return "inside"
                 if path in self.wrappers[side]:
                     return "wrapper"
@@ -142,9 +155,10 @@ def told_scope(reference: Tree, candidate: Tree, mapping: ModelMapping, names: N
     exact = _told(reference, mapping, names)
     for slot in reference.slots:
         operation = _operation(mapping, slot)
-        renamed = exact.get(slot.name, Renamed(slot.name))
-        if operation is not None and renamed is not None:
-            exact[slot.name] = replace(renamed, operation=operation)
+        for label, one in opened(slot, reference.framework):
+            renamed = exact.get(label, Renamed(one.name))
+            if operation is not None and renamed is not None:
+                exact[label] = replace(renamed, operation=operation)
     return Scope(mapping, replace(names, exact=exact), modules=mapping.modules)
 
 
@@ -153,18 +167,24 @@ def _less_and_less(reference: Tree, candidate: Tree, scope: Scope) -> Iterator[S
     yield scope
     if not scope.mapping.ignore:
         return
-    unmatched = match_rest(reference, candidate, scope).unmatched
-    yield _without(scope, *({name for name in side if scope.ignores(name)} for side in unmatched))
+    whole = {label: slot.name for slot in candidate.slots for label, _ in opened(slot, candidate.framework)}
+    ours, theirs = match_rest(reference, candidate, scope).unmatched
+    yield _without(
+        scope,
+        {name for name in ours if scope.ignores(name)},
+        {whole[name] for name in theirs if scope.ignores(whole[name])},
+    )
     find = _finder(reference, candidate)
     dropped, paired = set(), set()
-    for slot in reference.slots:
-        renamed = scope.names.exact.get(slot.name, Renamed(slot.name))
-        other = find(slot, renamed) if renamed is not None else None
+    for label, slot in reference.labelled:
+        renamed = scope.names.exact.get(label, Renamed(slot.name))
+        found = find(slot, renamed) if renamed is not None else None
+        name, other = found or ("", None)
         fits = other is not None and reference.stored(slot) == candidate.stored(other)
-        if other is not None and (fits or not scope.ignores(slot.name, other.name)):
-            paired.add(other.name)
-        elif scope.ignores(slot.name):
-            dropped.add(slot.name)
+        if other is not None and (fits or not scope.ignores(label, name)):
+            paired.add(whole[name])
+        elif scope.ignores(label):
+            dropped.add(label)
     kept = {slot.name for slot in candidate.slots if slot.name not in paired and scope.ignores(slot.name)}
     yield _without(scope, dropped, kept)
 
@@ -205,20 +225,52 @@ def corresponding(scope: Scope, reference: Tree, candidate: Tree, layout: Layout
     # Modules of tensors that are left out are nobody's counterpart.
     dropped = {name for name, renamed in scope.names.exact.items() if renamed is None and scope.ignores(name)}
     ours, theirs = _emptied(reference, dropped) - told.keys(), _emptied(candidate, scope.kept) - set(told.values())
-    return correspond(
-        [module for module in reference.modules if module.path not in ours],
-        [module for module in candidate.modules if module.path not in theirs],
-        layout,
+    found = correspond(
+        [module for module in reference.opened.modules if module.path not in ours],
+        [module for module in candidate.opened.modules if module.path not in theirs],
+        _owners(reference, candidate, layout),
         told,
         homes(reference, candidate, told),
     )
+    there = [{module.path for module in tree.modules} | {""} for tree in (reference, candidate)]
+    return {one: two for one, two in found.items() if one in there[0] and two in there[1]}
+
+
+def _owners(reference: Tree, candidate: Tree, layout: Layout | None) -> list[tuple[str, str]]:
+    """The module of each tensor of the reference that is moved, and that of its counterpart.
+
+    In place of attention's projections stands, beside a module of the user's own, the layer itself with the module that has all
+    that corresponds to its tensors and nothing else; nothing, where there is no such module.
+    """
+    names = [{label: slot.name for label, slot in tree.labelled} for tree in (reference, candidate)]
+    paths = [{module.path for module in tree.opened.modules} for tree in (reference, candidate)]
+    owners = []
+    for move in layout.moves if layout else ():
+        ends = label_of(move.source, move.part_from), label_of(move.target, move.part_to)
+        one, two = (known.get(end, end) for known, end in zip(names, ends, strict=True))
+        owners.append((holder(one, paths[0]), holder(two, paths[1])))
+    for side, tree, other in ((0, reference, candidate), (1, candidate, reference)):
+        for layer in sorted(tree.attention):
+            inside = [pair for pair in owners if is_within(pair[side], layer)]
+            partners = [pair[1 - side] for pair in inside]
+            if not inside or any(is_within(path, own) for path in partners for own in other.attention):
+                continue
+            home = common_path(partners)
+            first = owners.index(inside[0])
+            owners = [pair for pair in owners if not is_within(pair[side], layer)]
+            if home and not any(is_within(pair[1 - side], home) for pair in owners):
+                owners.insert(first, (layer, home) if side == 0 else (home, layer))
+    return owners
 
 
 def _emptied(tree: Tree, without: Collection[str]) -> set[str]:
     """Paths of modules all of whose own tensors are left out."""
-    owners = {slot.name: slot.name.rpartition(".")[0] for slot in tree.slots}
-    left = {owner for name, owner in owners.items() if name not in without}
-    return {owners[name] for name in without} - left
+    left: set[str] = set()
+    emptied: set[str] = set()
+    for slot in tree.slots:
+        for label, one in opened(slot, tree.framework):
+            (emptied if label in without or slot.name in without else left).add(one.name.rpartition(".")[0])
+    return emptied - left
 
 
 def located(scope: Scope, reference: Tree, candidate: Tree, paths: Mapping[str, str]) -> Scope:
@@ -232,6 +284,10 @@ def located(scope: Scope, reference: Tree, candidate: Tree, paths: Mapping[str, 
         for tree, known in ((reference, paths.keys()), (candidate, called.keys()))
     ]
     inside: tuple[dict[str, None], dict[str, None]] = ({}, {})
+    # What is in an attention layer of a framework's own is in no module tree.
+    uneven = {one: two for one, two in paths.items() if (one in reference.attention) != (two in candidate.attention)}
+    inside[0].update(dict.fromkeys(uneven))
+    inside[1].update(dict.fromkeys(uneven.values()))
     for side, (tree, other) in enumerate(((reference, paths), (candidate, called))):
         for module in tree.modules:
             if any(re.fullmatch(pattern, module.path) for pattern in scope.mapping.boundary):
@@ -241,6 +297,7 @@ def located(scope: Scope, reference: Tree, candidate: Tree, paths: Mapping[str, 
     return replace(
         scope,
         inside=(tuple(inside[0]), tuple(inside[1])),
+        attention=(tuple(uneven), tuple(uneven.values())),
         wrappers=(frozenset(wrappers[0]), frozenset(wrappers[1])),
     )
 
@@ -260,8 +317,11 @@ def _plan(reference: Tree, candidate: Tree, scope: Scope) -> tuple[Layout | None
 
 def _refuse_strays(reference: Tree, candidate: Tree, mapping: ModelMapping) -> None:
     """What the mapping speaks of must be there: an entry that means nothing is a misspelt one."""
-    paths = [{module.path for module in tree.modules} for tree in (reference, candidate)]
-    tensors = [{slot.name for slot in tree.slots} for tree in (reference, candidate)]
+    paths = [{module.path for module in tree.opened.modules} for tree in (reference, candidate)]
+    labels = [{label for label, _ in tree.labelled} for tree in (reference, candidate)]
+    tensors = [
+        {slot.name for slot in tree.slots} | own for tree, own in zip((reference, candidate), labels, strict=True)
+    ]
     problems = []
     for what, pairs, known in (("modules", mapping.modules, paths), ("tensors", mapping.tensors, tensors)):
         for side, named in (("reference", pairs.keys()), ("candidate", pairs.values())):
@@ -279,32 +339,37 @@ def _refuse_strays(reference: Tree, candidate: Tree, mapping: ModelMapping) -> N
         if not any(re.fullmatch(pattern, name) if whole else covers(pattern, name) for name in known_to[what]):
             of = "module" if whole else "tensor of the reference" if what == "layout" else "module or tensor"
             problems.append(f"{what}: {pattern!r} matches no {of}")
-    current = tensors[0]
+    current = {
+        (slot.name, label.removeprefix(slot.name))
+        for slot in reference.slots
+        for label, _ in opened(slot, reference.framework)
+    }
     for rule in mapping.renames:
-        matches = {name: found for name in current if (found := re.fullmatch(rule.pattern, name))}
-        if not matches:
+        renamed = {name: rule.applied(*name) for name in current}
+        if not any(renamed.values()):
             problems.append(f"rename: {rule.pattern!r} matches no tensor of the reference")
-        current = {matches[name].expand(rule.replace) if name in matches else name for name in current}
+        current = {new or name for name, new in renamed.items()}
     if problems:
         raise AlignmentError("the mapping does not fit these models: " + "; ".join(problems))
 
 
 def _told(reference: Tree, mapping: ModelMapping, names: NameMap) -> dict[str, Renamed | None]:
-    """What is said of each of the reference's tensors that something is said of."""
+    """What is said of each of the reference's tensors, or parts, that something is said of."""
     told: dict[str, Renamed | None] = {}
     for slot in reference.slots:
-        if slot.name in mapping.tensors:
-            told[slot.name] = Renamed(mapping.tensors[slot.name], None, True)
-            continue
-        owner, _, _ = slot.name.rpartition(".")
-        while owner not in mapping.modules and owner:
-            owner = owner.rpartition(".")[0]
-        renamed = names.rename(slot.name)
-        if owner in mapping.modules:
-            rest = slot.name[len(owner) + 1 if owner else 0 :]
-            told[slot.name] = Renamed(f"{mapping.modules[owner]}.{rest}".lstrip("."), None, True)
-        elif renamed is None or renamed.changed:
-            told[slot.name] = renamed
+        for label, one in opened(slot, reference.framework):
+            if label in mapping.tensors:
+                told[label] = Renamed(mapping.tensors[label], None, True)
+                continue
+            owner, _, _ = one.name.rpartition(".")
+            while owner not in mapping.modules and owner:
+                owner = owner.rpartition(".")[0]
+            renamed = names.rename(slot.name, label.removeprefix(slot.name))
+            if owner in mapping.modules:
+                rest = one.name[len(owner) + 1 if owner else 0 :]
+                told[label] = Renamed(f"{mapping.modules[owner]}.{rest}".lstrip("."), None, True)
+            elif renamed is None or renamed.changed:
+                told[label] = renamed
     return told
 
 
@@ -316,12 +381,13 @@ def _operation(mapping: ModelMapping, slot: Slot) -> Operation | None:
     return None
 
 
-def _finder(reference: Tree, candidate: Tree) -> Callable[[Slot, Renamed], Slot | None]:
-    """A tensor of the reference and what it is called in the candidate -> the candidate's, by either framework's words."""
-    own = {slot.name: slot for slot in candidate.slots}
-    canonical = {candidate.canonical(slot): slot for slot in candidate.slots}
+def _finder(reference: Tree, candidate: Tree) -> Callable[[Slot, Renamed], tuple[str, Slot] | None]:
+    """A tensor of the reference, as it is opened, and what it is called in the candidate -> the candidate's with its label,
+    by either framework's words."""
+    own = {label: (label, slot) for label, slot in candidate.labelled}
+    canonical = {candidate.canonical(slot): (label, slot) for label, slot in candidate.labelled}
 
-    def find(slot: Slot, renamed: Renamed) -> Slot | None:
+    def find(slot: Slot, renamed: Renamed) -> tuple[str, Slot] | None:
         if renamed.changed and renamed.name in own:
             return own[renamed.name]
         return canonical.get(renamed.name.removesuffix(slot.local) + reference.local(slot))
@@ -333,17 +399,22 @@ def match_rest(reference: Tree, candidate: Tree, scope: Scope) -> Matching:
     """Match what the names leave open: tensors that are dropped or kept are out of it."""
     exact = scope.names.exact
     find = _finder(reference, candidate)
-    ours = replace(reference, slots=tuple(s for s in reference.slots if exact.get(s.name, s) is not None))
+    kept = {label for slot in reference.slots for label, _ in opened(slot, reference.framework)}
+    kept = {label for label in kept if exact.get(label, label) is not None}
+    ours = replace(
+        reference,
+        slots=tuple(s for s in reference.slots if any(label in kept for label, _ in opened(s, reference.framework))),
+    )
     theirs = replace(candidate, slots=tuple(s for s in candidate.slots if s.name not in scope.kept))
     pairs = {}
-    for slot in ours.slots:
-        renamed = exact.get(slot.name)
+    for label, slot in ours.labelled:
+        renamed = exact.get(label)
         inside = any(covers(re.escape(path), slot.name) for path in scope.mapping.modules if path)
-        if renamed is None or not renamed.changed or (inside and slot.name not in scope.mapping.tensors):
+        if renamed is None or not renamed.changed or (inside and label not in scope.mapping.tensors):
             continue
         target = find(slot, renamed)
         if target is not None:
-            pairs[slot.name] = target.name
+            pairs[label] = target[0]
     return match(ours, theirs, scope.mapping.modules, pairs)
 
 

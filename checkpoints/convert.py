@@ -93,6 +93,7 @@ def plan(
     own = {slot.name: tensor[_group(slot)] for slot in target if _group(slot) in tensor}
     own |= {place.slot.name: replace(place, part=None) for place in takers}
     canonical = {place.name: place for place in takers}
+    labelled = {place.label: place for place in takers if place.part}
     labels: dict[str, list[str]] = {}
     for place in takers:
         labels.setdefault(place.slot.name, []).append(place.label)
@@ -102,13 +103,15 @@ def plan(
     leftover: list[_Place] = []
     taken: dict[str, str] = {}
     for giver in givers:
-        renamed = names.rename(giver.slot.name)
+        renamed = names.rename(giver.slot.name, giver.label.removeprefix(giver.slot.name))
         if renamed is None:
             unwanted = Extra(giver.slot.name, giver.slot.shape, giver.slot.dtype, "dropped by the name map")
             dropped += [] if unwanted in dropped else [unwanted]
             continue
-        taker = own.get(renamed.name) if renamed.changed and giver.part is None else None
+        taker = labelled.get(renamed.name)
+        taker = taker or (own.get(renamed.name) if renamed.changed and giver.part is None else None)
         taker = taker or canonical.get(giver.called(renamed.name))
+        taker = taker or (own.get(renamed.name) if renamed.changed else None)
         if taker is None:
             extra = _optional(giver)
             dropped += [extra] if extra else []
@@ -186,16 +189,24 @@ def _places(slots: Sequence[Slot], framework: str, side: str, problems: list[str
 def _read(slot: Slot, table: Mapping[str, Layer]) -> _Place:
     """By the rules of the layer that holds the tensor, and then of those around that."""
     layer = table.get(slot.kind, Layer(""))
-    local = layer.names.get(slot.local, slot.local)
-    place = _Place(slot, layer.kind or None, local, slot.local, local, layer.operations.get(slot.local, "copy"))
+    read = layer.names.get(slot.local, slot.local)
+    held, local = _holder(layer, read, table)
+    operation = layer.operations.get(slot.local, "copy")
+    place = _Place(slot, held.kind or None, local, slot.local, read, operation)
     for kind, inside in slot.within:
         outer = table.get(kind, Layer(""))
-        read = outer.canonical_inside(place.called(inside)) if inside.endswith(place.stored) else None
-        if read is not None:
-            place = replace(place, stored=inside, read=read)
-            if "." not in read:  # the outer layer's own, to the other framework
-                place = replace(place, kind=outer.kind, local=read)
+        within = outer.canonical_inside(place.called(inside)) if inside.endswith(place.stored) else None
+        if within is not None:
+            place = replace(place, stored=inside, read=within)
+            if "." not in within:  # the outer layer's own, to the other framework
+                place = replace(place, kind=outer.kind, local=within)
     return place
+
+
+def _holder(layer: Layer, read: str, table: Mapping[str, Layer]) -> tuple[Layer, str]:
+    """The layer that `layer` is made of whose tensor has the canonical name `read`, or itself; and the name in that one."""
+    inner, _, local = read.rpartition(".")
+    return (table[layer.made_of[inner]], local) if inner in layer.made_of else (layer, read)
 
 
 def _without_aliases(places: list[_Place]) -> list[_Place]:
@@ -220,18 +231,42 @@ def _group(slot: Slot) -> str:
 
 def _parts(place: _Place, table: Mapping[str, Layer], side: str, problems: list[str]) -> list[_Place]:
     """The canonical tensors that a packed one holds; of any other, itself."""
-    slot = place.slot
-    packed = table.get(slot.kind, Layer("")).packed.get(slot.local, {})
+    slot, layer = place.slot, table.get(place.slot.kind, Layer(""))
+    packed = layer.packed.get(slot.local, {})
     if not packed:
         return [place]
     parts = [Part(word, index, len(packed)) for index, word in enumerate(packed)]
     if part_shape(slot.shape, parts[0]) is None:
         problems.append(f"{slot.name}: {_shape(slot.shape)} of the {side} has no {len(packed)} equal parts")
         return [place]
-    return [
-        replace(place, local=local, read=place.read.removesuffix(place.local) + local, part=part)
-        for part, local in zip(parts, packed.values(), strict=True)
-    ]
+    found = []
+    for part, read in zip(parts, packed.values(), strict=True):
+        held, local = _holder(layer, read, table)
+        whole = place.read.removesuffix(place.local)
+        found.append(replace(place, kind=held.kind, local=local, read=whole + read, part=part))
+    return found
+
+
+def opened(slot: Slot, framework: str) -> tuple[tuple[str, Slot], ...]:
+    """The tensors of the layers that a layer is made of (`Layer.made_of`), where `slot` holds any of these; else itself.
+
+    Returns the label of each (its own name, or which part of it) and what it would be in such a layer:
+    ``"attn.in_proj_weight[q]"`` and the slot ``"attn.q_proj.weight"`` of kind ``"Linear"``.
+    """
+    layer = TABLES.get(framework, {}).get(slot.kind, Layer(""))
+    packed = layer.packed.get(slot.local, {})
+    parts: list[Part | None] = [Part(word, index, len(packed)) for index, word in enumerate(packed)]
+    found = []
+    for part, read in zip(parts or [None], packed.values() or [layer.names.get(slot.local, slot.local)], strict=True):
+        inner, _, local = read.rpartition(".")
+        shape = part_shape(slot.shape, part)
+        if inner not in layer.made_of or shape is None:
+            return ((slot.name, slot),)
+        tied = None if slot.tied_to is None else label_of(slot.tied_to, part)
+        name = slot.name.removesuffix(slot.local) + read
+        held = replace(slot, name=name, kind=layer.made_of[inner], local=local, shape=shape, tied_to=tied)
+        found.append((label_of(slot.name, part), held))
+    return tuple(found)
 
 
 def _whole(moves: Sequence[Move]) -> tuple[Move, ...]:

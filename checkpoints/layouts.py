@@ -30,6 +30,8 @@ class Layer:
                 axis, in equal parts: word for the part -> canonical name.
     inside:     pattern of the name of a tensor in a layer within this one -> its canonical name in this layer. Its
                 operation is that of the layer that holds it.
+    made_of:    layers that this one is made of, by their canonical names -> their kinds in this framework's word. A
+                canonical tensor name such as ``"q_proj.weight"`` is that of a tensor of one of them.
     """
 
     kind: str
@@ -37,6 +39,7 @@ class Layer:
     operations: Mapping[str, Operation] = field(default_factory=dict)
     packed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     inside: Mapping[str, str] = field(default_factory=dict)
+    made_of: Mapping[str, str] = field(default_factory=dict)
 
     def canonical_inside(self, name: str) -> str | None:
         """The canonical name of a tensor in a layer within this one; None where no pattern fits."""
@@ -49,7 +52,9 @@ _PADDLE_BATCH_NORM = Layer("BatchNorm", {"_mean": "running_mean", "_variance": "
 _PADDLE_INSTANCE_NORM = Layer("InstanceNorm", {"scale": "weight"})
 
 # A projection for all of queries, keys and values; with other widths of keys and values, of the biases alone.
-_PACKED = {f"in_proj_{what}": {part: f"{part}_proj_{what}" for part in "qkv"} for what in ("weight", "bias")}
+_PACKED = {f"in_proj_{what}": {part: f"{part}_proj.{what}" for part in "qkv"} for what in ("weight", "bias")}
+_APART = {f"{part}_proj_{what}": f"{part}_proj.{what}" for part in "qkv" for what in ("weight", "bias")}
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 # Paddle's recurrent layers are made of cells, and name each cell's tensors a second time as torch does. The cells are
 # believed: with a projection the second names of 3.3.1 are shifted by one from the second cell on.
@@ -69,7 +74,11 @@ TABLES: dict[str, dict[str, Layer]] = {
         kind: Layer(kind)
         for kind in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "TransformerDecoderLayer")
     }
-    | {"MultiheadAttention": Layer("MultiheadAttention", packed=_PACKED)},
+    | {
+        "MultiheadAttention": Layer(
+            "MultiheadAttention", _APART, packed=_PACKED, made_of=dict.fromkeys(_PROJECTIONS, "Linear")
+        )
+    },
     "paddle": {
         "Linear": Layer("Linear", operations={"weight": "transpose"}),
         "compat.Linear": Layer("Linear"),  # paddle.compat.nn.Linear keeps torch's [out, in]
@@ -85,8 +94,10 @@ TABLES: dict[str, dict[str, Layer]] = {
         "LSTMCell": Layer("LSTMCell", operations={"weight_ho": "transpose"}),
         "GRUCell": Layer("GRUCell"),
         "SimpleRNNCell": Layer("RNNCell"),
-        "MultiHeadAttention": Layer("MultiheadAttention", inside={r"([qkv]_proj)\.(weight|bias)": r"\1_\2"}),
-        "compat.MultiheadAttention": Layer("MultiheadAttention", packed=_PACKED),
+        "MultiHeadAttention": Layer("MultiheadAttention", made_of=dict.fromkeys(_PROJECTIONS, "Linear")),
+        "compat.MultiheadAttention": Layer(
+            "MultiheadAttention", _APART, packed=_PACKED, made_of=dict.fromkeys(_PROJECTIONS, "compat.Linear")
+        ),
         "TransformerDecoderLayer": Layer("TransformerDecoderLayer", inside={r"cross_attn\.(.*)": r"multihead_attn.\1"}),
     }
     | {f"Conv{n}D": Layer(f"Conv{n}d") for n in (1, 2, 3)}

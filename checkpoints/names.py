@@ -30,6 +30,17 @@ class Rename:
     replace: str
     operation: Operation | None = None
 
+    def applied(self, name: str, part: str = "") -> tuple[str, str] | None:
+        """The new name and part, which is empty where the part has got a name of its own; None where nothing matches."""
+        match = re.fullmatch(self.pattern, name + part)
+        if match is None and part:
+            match = re.fullmatch(self.pattern, name)
+            return None if match is None else (match.expand(self.replace), part)
+        if match is None:
+            return None
+        new = match.expand(self.replace)
+        return (new.removesuffix(part), part) if part and new.endswith(part) else (new, "")
+
 
 @dataclass(frozen=True)
 class Renamed:
@@ -45,6 +56,8 @@ class NameMap:
     """Renames in order, each on what the one before it made of the name, and patterns of whole names to drop.
 
     exact: single names and what becomes of each (None: it is dropped); these go before all rules.
+
+    A part of a packed tensor has a name, too: ``"attn.in_proj_weight[q]"``. What is said of the whole holds for its parts.
 
     CheckpointError where a pattern or replacement is no valid regular expression.
     """
@@ -65,18 +78,23 @@ class NameMap:
         for pattern in self.drop:
             _compile(pattern)
 
-    def rename(self, name: str) -> Renamed | None:
-        """What becomes of one source name; None where it is dropped."""
-        if name in self.exact:
-            return self.exact[name]
+    def rename(self, name: str, part: str = "") -> Renamed | None:
+        """What becomes of one source name; None where it is dropped.
+
+        part: ``"[q]"``, which part of the tensor is meant. It is no longer in the new name: that is the whole's or, where a
+        rule was for the part alone, the part's own.
+        """
+        for known in (name + part, name):
+            if known in self.exact:
+                return self.exact[known]
         if any(re.fullmatch(pattern, name) for pattern in self.drop):
             return None
         operation: Operation | None = None
         changed = False
         for rule in self.renames:
-            match = re.fullmatch(rule.pattern, name)
-            if match:
-                name, changed = match.expand(rule.replace), True
+            found = rule.applied(name, part)
+            if found is not None:
+                (name, part), changed = found, True
                 operation = rule.operation or operation
         return Renamed(name, operation, changed)
 

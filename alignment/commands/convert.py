@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from alignment.frameworks import Framework, get_framework
+from alignment.conversion import Joined, Tensors, compared_layout, join_models
+from alignment.mapping import ModelMapping
 from alignment.sizes import read_sizes
 from alignment.twins import Twin, get_twin, parse_settings
 from alignment.views.progress import progress
@@ -23,30 +23,16 @@ from checkpoints import (
     Layout,
     NameMap,
     Streamed,
-    as_stored,
     check_destination,
     convert,
     existing_shards,
     open_checkpoint,
     parse_size,
-    plan,
     retype,
     reverse,
     stream,
 )
-
-Tensors = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class _Live:
-    """Both live models of a twin, and the layout between them in the models' own dtypes."""
-
-    source: Framework
-    target: Framework
-    source_model: Any
-    target_model: Any
-    layout: Layout
+from checkpoints.convert import check_source
 
 
 @click.command("convert", short_help="Convert a checkpoint between frameworks, with proof.")
@@ -65,6 +51,13 @@ class _Live:
 @click.option(
     "--names", "names_file", type=click.Path(path_type=Path), help="A name map (.toml or .json), with --twin."
 )
+@click.option(
+    "--mapping",
+    "mapping_file",
+    metavar="FILE",
+    help="How the two sides' parts correspond where names differ, with --twin; `align map` writes one.",
+)
+@click.option("--drop-ignored", is_flag=True, help="Leave out tensors without a counterpart that the mapping ignores.")
 @click.option("--entry", metavar="KEY", help="The state dict to take where SOURCE nests several.")
 @click.option("--bfloat16", is_flag=True, help="Sixteen-bit tensors that SOURCE's format can't name are bfloat16.")
 @click.option(
@@ -83,6 +76,8 @@ def command(
     from_: str | None,
     to: str | None,
     names_file: Path | None,
+    mapping_file: str | None,
+    drop_ignored: bool,
     entry: str | None,
     bfloat16: bool,
     shard_size: str | None,
@@ -91,35 +86,44 @@ def command(
     """Convert the checkpoint SOURCE to DESTINATION.
 
     Formats go by suffix: .safetensors, .safetensors.index.json (shards), .pth, .pt, .bin, .pdparams, .npz. The layout
-    comes from a twin's live models or from a layout file: it is never guessed from shapes. Tensors go from file to file
-    one at a time, and a conversion that was killed goes on where it stopped when it is run again.
+    comes from a twin's live models or from a layout file: it is never guessed from shapes. A twin is a built-in name, or
+    package.module:attribute, an alignment.Twin of your own; its two sides correspond as in `align check`. Tensors go from
+    file to file one at a time, and a conversion that was killed goes on where it stopped when it is run again.
     """
     if (twin_name is None) == (layout_file is None):
         raise click.UsageError(
             "give --twin NAME or --layout FILE: how tensors are stored is never guessed from shapes."
         )
-    if layout_file and (assignments or names_file):
-        raise click.UsageError("--set and --names go with --twin; a layout file already says all they could.")
+    if layout_file and (assignments or names_file or mapping_file or drop_ignored):
+        raise click.UsageError(
+            "--set, --names, --mapping and --drop-ignored go with --twin; a layout file already says all they could."
+        )
     _check_outputs(source, destination, save_layout, force)
-    _check_apart([source, layout_file, names_file], [destination, save_layout])
+    mapped = None if mapping_file is None else Path(mapping_file)
+    _check_apart([source, layout_file, names_file, mapped], [destination, save_layout])
 
     with progress("converting") as say:
         say(f"opening {source}")
         opened = open_checkpoint(source, entry)
         tensors = opened.stand_ins()
-        live: _Live | None = None
+        live: Joined | None = None
         if twin_name is not None:
             twin = get_twin(twin_name)
             frameworks = _frameworks(source, destination, from_, to)
             names = NameMap.load(names_file) if names_file else None
+            mapping = ModelMapping.read(mapped) if mapped else None
             settings = _settings(twin, assignments, tensors, names, source)
             say("building the models of the twin")
-            live = _build(twin, frameworks, settings, tensors, names)
+            live = join_models(
+                twin, frameworks, settings, mapping, drop_ignored=drop_ignored, names=names, tensors=tensors
+            )
             layout = retype(live.layout, {name: array.dtype.name for name, array in tensors.items()})
         else:
             layout = _directed(Layout.load(layout_file or ""), source, destination, from_, to)
         if bfloat16:
             layout = retype(layout, {name: "bfloat16" for name, array in tensors.items() if array.dtype in RAW16})
+        if live is not None:
+            _check_sizes(tensors, layout, source, settings)
         held: bool | None = None
 
         def accept(converted: Tensors) -> None:
@@ -139,7 +143,7 @@ def command(
             progress=say,
             accept=accept,
         )
-    _summarise(Console(highlight=False), destination, opened.notes, layout, streamed, held)
+    _summarise(Console(highlight=False), destination, opened.notes, layout, streamed, held, live)
     return 0
 
 
@@ -190,30 +194,20 @@ def _directed(layout: Layout, source: Path, destination: Path, from_: str | None
     )
 
 
-def _build(
-    twin: Twin, frameworks: tuple[str, str], settings: Mapping[str, Any], tensors: Tensors, names: NameMap | None
-) -> _Live:
-    sides = {side.framework: side for side in (twin.candidate, twin.reference)}
-    absent = [framework for framework in frameworks if framework not in sides]
-    if absent:
-        raise CheckpointError(f"the twin {twin.name} has no {absent[0]} side; it has {' and '.join(sorted(sides))}")
-    source, target = (get_framework(framework) for framework in frameworks)
+def _check_sizes(tensors: Tensors, layout: Layout, source: Path, settings: Mapping[str, Any]) -> None:
+    """A file that does not fit, with what the models were built with: it may be a matter of sizes."""
     try:
-        models = [
-            adapter.build(sides[framework].target, settings)
-            for adapter, framework in zip((source, target), frameworks, strict=True)
-        ]
-    except (ValueError, RuntimeError, MemoryError) as error:  # sizes read off a file may be anything
+        check_source(tensors, layout)
+    except CheckpointError as error:
+        if not settings or "has shape" not in str(error):
+            raise CheckpointError(f"{source}: {error}") from error
         sizes = ", ".join(f"{name}={value}" for name, value in settings.items())
-        raise CheckpointError(f"no model of {twin.name} can be built with {sizes}: {error}") from error
-    slots = source.slots(models[0])
-    if names is not None:
-        slots = as_stored(slots, tensors, names)
-    layout = plan(slots, target.slots(models[1]), *frameworks, names)
-    return _Live(source, target, models[0], models[1], layout)
+        raise CheckpointError(
+            f"{source}: {error}\n  The models were built with {sizes}; give others with --set NAME=VALUE."
+        ) from error
 
 
-def _models_agree(live: _Live, layout: Layout, tensors: Tensors, converted: Tensors) -> bool:
+def _models_agree(live: Joined, layout: Layout, tensors: Tensors, converted: Tensors) -> bool:
     """Load both live models and compare their tensors bit for bit through the layout.
 
     False where the file's dtype is not the models', so that loading would round; CheckpointError where they differ.
@@ -221,12 +215,13 @@ def _models_agree(live: _Live, layout: Layout, tensors: Tensors, converted: Tens
     if layout != live.layout:
         return False
     own = {slot.name for slot in live.source.slots(live.source_model)}
+    left_out = {extra.name for extra in live.left_out}
+    kept = {name: array for name, array in live.target.read_state(live.target_model).items() if name in left_out}
+    live.target.load_state(live.target_model, {**kept, **converted})
     if own != set(tensors):  # renamed, or a tied name is left out: the source model can't be filled by name
-        live.target.load_state(live.target_model, converted)
         expected: Tensors = converted
     else:
         live.source.load_state(live.source_model, tensors)
-        live.target.load_state(live.target_model, converted)
         expected = convert(live.source.read_state(live.source_model), layout)
     found = live.target.read_state(live.target_model)
     wrong = [name for name, array in expected.items() if array.tobytes() != found[name].tobytes()]
@@ -236,7 +231,12 @@ def _models_agree(live: _Live, layout: Layout, tensors: Tensors, converted: Tens
 
 
 def twin_layout(
-    twin_name: str, assignments: tuple[str, ...], reference: Path, candidate: Path, entry: str | None
+    twin_name: str,
+    assignments: tuple[str, ...],
+    mapping_file: str | None,
+    reference: Path,
+    candidate: Path,
+    entry: str | None,
 ) -> Layout:
     """The layout from the one checkpoint to the other by the live models of a twin."""
     twin = get_twin(twin_name)
@@ -246,8 +246,8 @@ def twin_layout(
     if known[0] == default[1] or known[1] == default[0]:
         default = default[::-1]
     frameworks = (known[0] or default[0], known[1] or default[1])
-    live = _build(twin, frameworks, _settings(twin, assignments, tensors, None, reference), tensors, None)
-    return live.layout
+    mapping = None if mapping_file is None else ModelMapping.read(mapping_file)
+    return compared_layout(twin, frameworks, _settings(twin, assignments, tensors, None, reference), mapping)
 
 
 def _settings(
@@ -274,7 +274,13 @@ def _settings(
 
 
 def _summarise(
-    console: Console, destination: Path, notes: tuple[str, ...], layout: Layout, streamed: Streamed, held: bool | None
+    console: Console,
+    destination: Path,
+    notes: tuple[str, ...],
+    layout: Layout,
+    streamed: Streamed,
+    held: bool | None,
+    live: Joined | None,
 ) -> None:
     console.print(f"[bold]{layout.source_framework} → {layout.target_framework}[/]  ", end="")
     console.out(str(destination))
@@ -302,5 +308,7 @@ def _summarise(
     console.print(table)
     for extra in (*layout.dropped, *layout.filled):
         console.out(f"  {extra.name}: {extra.reason}")
-    for note in notes:
+    for extra in live.left_out if live else ():
+        console.out(f"  {extra.name}: {extra.reason}, and not in {destination.name}")
+    for note in (*(live.notes if live else ()), *notes):
         console.out(f"  {note}")

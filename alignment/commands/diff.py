@@ -31,6 +31,9 @@ SHOWN = 20
 @click.option(
     "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting of the twin that no file can tell."
 )
+@click.option(
+    "--mapping", "mapping_file", metavar="FILE", help="How the twin's sides correspond where names differ, with --twin."
+)
 @click.option("--atol", type=click.FloatRange(0), help="Within: |candidate - reference| <= atol + rtol * |reference|.")
 @click.option("--rtol", type=click.FloatRange(0), help="See --atol; without either only equal bits will do.")
 @click.option("--ulps", is_flag=True, help="Also the distance in units in the last place, where bits differ.")
@@ -48,6 +51,7 @@ def command(
     layout_file: Path | None,
     twin_name: str | None,
     assignments: tuple[str, ...],
+    mapping_file: str | None,
     atol: float | None,
     rtol: float | None,
     ulps: bool,
@@ -63,10 +67,11 @@ def command(
     With neither --layout nor --twin, both store every tensor under the same name in the same way. Exit status: 0 where all
     bits are equal or all is within the tolerance, 1 where anything differs or is missing, 2 where it could not be decided.
     """
-    if layout_file and (twin_name or assignments):
-        raise click.UsageError("--layout already says what --twin and --set could.")
-    if assignments and twin_name is None:
-        raise click.UsageError("--set goes with --twin.")
+    if layout_file and (twin_name or assignments or mapping_file):
+        raise click.UsageError("--layout already says what --twin, --set and --mapping could.")
+    for option, given in (("--set", assignments), ("--mapping", mapping_file)):
+        if given and twin_name is None:
+            raise click.UsageError(f"{option} goes with --twin.")
     if json_file is not None:
         refuse_unwritable(json_file)
     with progress("comparing") as say:
@@ -75,7 +80,7 @@ def command(
             layout = Layout.load(layout_file)
         elif twin_name is not None:
             say("building the models of the twin")
-            layout = twin_layout(twin_name, assignments, reference, candidate, entry)
+            layout = twin_layout(twin_name, assignments, mapping_file, reference, candidate, entry)
         found = compare_checkpoints(
             reference,
             candidate,

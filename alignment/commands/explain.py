@@ -27,10 +27,14 @@ from alignment.errors import AlignmentError
 from alignment.experiment import Options
 from alignment.explain import explain_checked, explain_traces
 from alignment.frameworks import reserve_threads
+from alignment.mapping import ModelMapping
 from alignment.report import Report
 from alignment.repro import refuse_unnamed, write_repros
 from alignment.twins import DEFAULT_TWIN, get_twin
 from alignment.views.progress import progress
+
+# What a report's options tell, and `Options` has no field for: how the twin was asked for, and where the mapping was read.
+TOLD = ("twin", "mapping_file")
 
 
 @click.command("explain", epilog="Exit status: 0 aligned, 1 diverged, 2 could not decide or could not run.")
@@ -141,16 +145,18 @@ def read_report(path: Path) -> list[tuple[str, Options]]:
         asked = [(entry["options"], entry["seed"]) for entry in twins if entry["verdict"] != "aligned"]
         if not all(given for given, _ in asked):
             raise AlignmentError(
-                f"{path}: there is no twin to run again from this report: it is of two captures (name those), or of a check "
+                "there is no twin to run again from this report: it is of two captures (name those), or of a check "
                 "that crashed"
             )
         found = [
             (
                 str(given["twin"]),
-                Options(**{key: _as_given(value) for key, value in given.items() if key != "twin"}, seed=seed),
+                Options(**{key: _as_given(key, value) for key, value in given.items() if key not in TOLD}, seed=seed),
             )
             for given, seed in asked
         ]
+    except AlignmentError as error:
+        raise AlignmentError(f"{path}: {error}") from error
     except OSError as error:
         raise AlignmentError(f"{path}: can't read the report: {error.strerror}") from error
     except (orjson.JSONDecodeError, LookupError, TypeError) as error:
@@ -160,5 +166,7 @@ def read_report(path: Path) -> list[tuple[str, Options]]:
     return found
 
 
-def _as_given(value: Any) -> Any:
+def _as_given(key: str, value: Any) -> Any:
+    if key == "mapping" and isinstance(value, dict):
+        return ModelMapping.from_dict(value)
     return tuple(value) if isinstance(value, list) else value

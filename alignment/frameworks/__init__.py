@@ -44,6 +44,8 @@ OWN_LOSS = ("model", "criterion")
 # Attributes of a model that was cast to a dtype or put on a device, for one that has no tensor to tell it.
 CAST_TO = "_alignment_cast_to"
 PLACED_ON = "_alignment_placed_on"
+# Attribute of a module of the user's own whose counterpart is an attention layer: of what it gives the first is compared.
+ATTENTION = "_alignment_attention"
 
 
 def own_loss(loss: Loss) -> bool:

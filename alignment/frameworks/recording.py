@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.expressions import call_text
-from alignment.frameworks import call_site
+from alignment.frameworks import ATTENTION, call_site
 from alignment.structures import transform
 from alignment.trace import GRADIENT_OF, Kind, Record, Trace
 
@@ -50,7 +50,7 @@ class Recorder(ABC):
         self._handles: list[Any] = []
         self._attention: set[str] = set()
         for path, module in modules:
-            if self.is_attention(module):
+            if self.is_attention(module) or getattr(module, ATTENTION, False):
                 self._attention.add(path)
             if path and (self._detail or path != "criterion"):
                 enter = partial(self._enter, path) if self._detail else None

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,10 +30,12 @@ from alignment import (
     run_check,
     save_traces,
 )
+from alignment.capture_file import read_capture
 from alignment.cli import run
 from alignment.experiment import prepare
 from alignment.mapping import LayoutRule, ModelMapping, OwnTolerance, covers
 from alignment.report import Report
+from alignment.views.json import SCHEMA, to_json
 from checkpoints import Rename
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -317,8 +320,9 @@ def test_a_tensor_without_counterpart_is_ignored_by_name_and_keeps_its_values(po
 def test_a_port_of_other_names_is_explained_from_saved_traces(ports, tmp_path) -> None:
     twin = ports("Reference", "Port", extra=True, fault="gelu")
     checked = run_check(twin, replace(QUICK, mapping=ModelMapping(ignore=("aux",))))
-    report = explain_traces(*save_traces(checked, tmp_path))
-    assert ("activation", "act") in roots(report)
+    files = save_traces(checked, tmp_path)
+    assert ("activation", "act") in roots(explain_traces(*files))
+    assert all(read_capture(file).about.options["mapping"] == {"ignore": ["aux"]} for file in files)
 
 
 @pytest.mark.parametrize("port", ["Port", "Wrapped"])
@@ -574,7 +578,56 @@ def test_a_proposal_without_questions_is_a_mapping_as_it_is(folder, tmp_path, po
     report = tmp_path / "report.json"
     arguments = ["check", "mapping_ports:port", "--mapping", "mapping.toml", "--json", str(report), *ARGUMENTS]
     assert run(arguments) == 0
-    assert json.loads(report.read_text())["twins"][0]["options"]["mapping"] == "mapping.toml"
+    told = json.loads(report.read_text())["twins"][0]["options"]
+    assert told["mapping_file"] == "mapping.toml"
+    assert told["mapping"] == mapping.to_dict()
+
+
+def test_a_report_holds_the_mapping_however_it_was_given_and_is_explained_with_it(
+    folder, tmp_path, ports, capsys, monkeypatch
+) -> None:
+    """Once the file is gone, or the twin's own mapping another one, the report alone tells what was compared with what."""
+    everything = ModelMapping(
+        (Rename(r"emb\.(.*)", r"table.\1"),),
+        {"up": "first"},
+        {"head.bias": "out.bias"},
+        (LayoutRule("head", "transpose"),),
+        ("down",),
+        ("act",),
+        (OwnTolerance("logits", "half the digits", semantics_margin=1e3),),
+    )
+    twin = replace(ports("Reference", "Port", square=True, fault="gelu"), mapping=everything)
+    for report in (
+        check(twin, QUICK),
+        check(replace(twin, mapping=ModelMapping()), replace(QUICK, mapping=everything)),
+    ):
+        jsonschema.validate(told := json.loads(to_json(report)), json.loads(SCHEMA.read_text()))
+        assert told["twins"][0]["options"]["mapping_file"] is None
+        assert ModelMapping.from_dict(told["twins"][0]["options"]["mapping"]) == everything
+    told["twins"][0]["options"]["mapping"]["ignored"] = ["down"]
+    with pytest.raises(jsonschema.ValidationError, match="ignored"):
+        jsonschema.validate(told, json.loads(SCHEMA.read_text()))
+
+    # Without its mapping this twin is ambiguous, so that what runs again from the report goes by it.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mapping_ports.square", ports("Reference", "Port", square=True, fault="gelu"))
+    ModelMapping(modules={"up": "first", "down": "second"}).write("mapping.json")
+    asked = ["check", "mapping_ports:square", "--json", "report.json", *ARGUMENTS]
+    assert run([*asked, "--mapping", "mapping.json"]) == 1
+    Path("mapping.json").unlink()
+    assert run(["explain", "report.json"]) == 1
+    assert "gelu-form" in capsys.readouterr().out
+    told = json.loads(Path("report.json").read_text())
+    told["twins"][0]["options"]["mapping"] = {"modules": "up"}
+    Path("report.json").write_text(json.dumps(told))
+    assert run(["explain", "report.json"]) == 2
+    assert "report.json: not a mapping: modules must be a table of names" in capsys.readouterr().err
+
+
+def test_nothing_is_told_of_a_mapping_that_is_not_there(ports) -> None:
+    twin = ports("Reference", "Port")
+    for options, expected in ((QUICK, None), (replace(QUICK, mapping=ModelMapping()), {})):
+        assert check(twin, replace(options, steps=(1,))).twins[0].options["mapping"] == expected
 
 
 def test_the_command_line_in_a_process_of_its_own(folder, tmp_path) -> None:

@@ -192,7 +192,7 @@ def test_a_checkpoint_without_the_further_tied_names_is_complete(tmp_path: Path)
     [
         ([], "give --twin NAME or --layout FILE"),
         (["--twin", "fast-transformer", "--layout", "x.json"], "give --twin NAME or --layout FILE"),
-        (["--layout", "x.json", "--set", "a=1"], "--set and --names go with --twin"),
+        (["--layout", "x.json", "--set", "a=1"], "--mapping and --drop-ignored go with --twin"),
         (["--twin", "nobody"], "unknown twin 'nobody'; built in: "),
         (["--twin", "fast-transformer", "--to", "jax"], "'jax' is not one of"),
         (["--layout", "absent.json"], "can't read the layout"),
