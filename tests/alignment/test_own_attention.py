@@ -140,11 +140,13 @@ def test_what_such_an_attention_gives_beside_its_output_is_not_compared(ports) -
 
 def test_a_fault_inside_is_found_at_its_boundary_live_and_from_traces(ports, tmp_path) -> None:
     twin = ports.twin("Packed", "OwnPort", theirs={"names": ports.OTHER, "at": "mha", "fault": "scale"})
-    report = explain(twin, QUICK)
+    assert ("activation", "attn") in roots(explain(twin, QUICK))
+    checked = run_check(twin, QUICK)
     # Nothing is said of what it is given: one side has three arguments, the other has one.
-    assert ("activation", "attn") in roots(report)
-    assert not {root for root in roots(report) if root[0].startswith("input")}
-    saved = explain_traces(*save_traces(run_check(twin, QUICK), tmp_path))
+    judged = {name for kind, name in checked.scenes[0].points() if kind == "input gradient"}
+    assert "head" in judged
+    assert not {name for name in judged if name.startswith("attn")}
+    saved = explain_traces(*save_traces(checked, tmp_path))
     assert ("activation", "attn") in roots(saved)
 
 
