@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignment.causes import (
+    attention,
     data,
     functions,
     gradients,
@@ -34,6 +35,7 @@ FAMILIES: dict[str, tuple[Cause, ...]] = {
     "options": tuple(options.CAUSES),
     "loss": loss.CAUSES,
     "masks": masks.CAUSES,
+    "attention": attention.CAUSES,
     "functions": functions.CAUSES,
     "values": values.CAUSES,
     "gradients": gradients.CAUSES,
@@ -49,7 +51,7 @@ FAMILIES: dict[str, tuple[Cause, ...]] = {
 CAUSES: dict[type, tuple[Cause, ...]] = {
     Suspect: tuple(
         cause
-        for family in ("options", "loss", "masks", "functions", "values", "gradients")
+        for family in ("options", "loss", "masks", "attention", "functions", "values", "gradients")
         for cause in FAMILIES[family]
     ),
     WeightSuspect: FAMILIES["weights"],
