@@ -42,6 +42,8 @@ SUMMED_ULPS = 64.0
 OWN = ("semantics", "precision")
 # How the reason of a parameter without a gradient begins.
 UNUSED = "unused"
+# And that of one that the reference alone gives none.
+CUT = "no gradient on the reference side"
 # How that of a running variance begins which is estimated without bias on one side only.
 BIASED = "biased variance"
 
@@ -762,7 +764,8 @@ def _unused(ours: list[NDArray | None], theirs: list[NDArray | None]) -> Compari
             "treats the two differently"
         )
         return Comparison("aligned", "metadata", reason, given[0].shape)
-    reason = f"no gradient on the {side} side, where the other has one: the graph is cut"
+    said = CUT if side == "reference" else "no gradient on the candidate side"
+    reason = f"{said}, where the other has one: the graph is cut"
     return Comparison("diverged", "metadata", reason, given[0].shape, strain=math.inf)
 
 
