@@ -113,7 +113,7 @@ class Loss:
         total = float(terms[kept].sum()) / math.log(formula.base)
         count: float | None = {
             "one": 1.0,
-            "rows": float(len(given.targets)),
+            "rows": float(len(given.targets)) if given.targets.ndim else 1.0,
             "terms": float(kept.size),
             "kept": float(kept.sum()),
             "weights": self._weights_of_targets(formula, kept),
