@@ -41,7 +41,8 @@ def _inverted_input(suspect: Suspect) -> Iterator[Trial]:
     for name, value in suspect.given.items():
         if value.size and np.isin(value, (0, 1)).all():
             corrected = suspect.again(inputs={name: (1 - value).astype(value.dtype)})
-            yield from suspect.trial(f"inverting {_argument(suspect, name)}", corrected)
+            if corrected is not None:
+                yield from suspect.trial(f"inverting {_argument(suspect, name)}", corrected)
 
 
 def _argument(suspect: Suspect, name: str) -> str:

@@ -10,9 +10,11 @@ import paddle
 import pytest
 import torch
 
-from alignment import Options, Side, Twin, explain
+from alignment import Options, Side, Twin, explain, explain_traces
+from alignment.capture import save_traces
 from alignment.causes.attention import CAUSES
 from alignment.causes.suspect import Suspect, Tensor
+from alignment.check import run_check
 from fake_data import Ids, InputSpec, Labels, Mask
 
 from .fakes import drawn, fake, proved
@@ -259,6 +261,17 @@ def test_an_inverted_mask_is_proved_by_running_the_candidate_with_it_the_other_w
 
 def test_a_right_port_of_such_a_model_has_nothing_to_explain() -> None:
     assert explained("") == ()
+
+
+def test_an_inverted_mask_is_named_from_captures_too(tmp_path) -> None:
+    sides = Side("torch", TorchNet), Side("paddle", PaddleNet, {"fault": "mask-inverted"})
+    twin = Twin("net", "", *sides, {"keyword": False}, sentences, loss="criterion")
+    checked = run_check(twin, Options(steps=(1, 3, 4, 5), batch_size=3))
+    paths = save_traces(checked, tmp_path)
+    findings = explain_traces(*paths).twins[0].findings
+    (finding,) = [finding for finding in findings if finding.roots == ("input attention.out",)]
+    assert finding.cause == "mask-inverted"
+    assert finding.proof.startswith("masking by ")
 
 
 class TorchPool(torch.nn.Module):
