@@ -23,7 +23,7 @@ from alignment.correspondence import holder, path_of, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import Case, Experiment, State
 from alignment.report import StageResult, TensorResult
-from alignment.stages import criterion_faults, result_of
+from alignment.stages import CUT, criterion_faults, result_of
 from alignment.trace import GRADIENT_OF, Kind, Record, Trace
 from checkpoints import undo
 from fake_data import Batch
@@ -344,9 +344,12 @@ def _by_itself(tensors: Iterable[TensorResult]) -> Iterable[TensorResult]:
     """Mark what depends on nothing else a stage looks at: structure, weights, and steps given what they start from."""
     tensors = list(tensors)
     gradients = {t.name for t in tensors if t.record == "gradient" and t.verdict == "diverged"}
+    # A piece that is run by itself gets no gradient where the reference cuts: the cut nearest to the loss is seen here.
+    cut = next((t.name for t in tensors if t.record == "gradient" and t.reason.startswith(CUT)), None)
     for tensor in tensors:
         alone = tensor.record in ("module", "parameter", "buffer", "initializer")
         alone = alone or (tensor.record == "update" and tensor.name not in gradients)
+        alone = alone or (tensor.record == "gradient" and tensor.name == cut)
         yield replace(tensor, root=True) if alone and tensor.verdict == "diverged" else tensor
 
 

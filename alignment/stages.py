@@ -36,12 +36,16 @@ ADAM_EPSILON = 1e-8
 CRITERION_RANGE = 32.0
 # Gradients of these are of what the model returns, not of a parameter.
 OUTPUTS = ("logits", "output")
-# Units in the last place of the summed sizes of its terms that the float32 error of a gradient may have.
+# Units in the last place that the float32 error of a gradient may have: of the summed sizes of its terms, if all have one
+# error; and of their root sum square, as they have errors of their own. Half precision makes errors of 2,300 of the latter.
 SUMMED_ULPS = 64.0
+SQUARED_ULPS = 512.0
 # Rules of a comparison that a tolerance has a say in.
 OWN = ("semantics", "precision")
 # How the reason of a parameter without a gradient begins.
 UNUSED = "unused"
+# And that of one that the reference alone gives none.
+CUT = "no gradient on the reference side"
 # How that of a running variance begins which is estimated without bias on one side only.
 BIASED = "biased variance"
 
@@ -426,32 +430,43 @@ class _Summands:
     A gradient whose terms cancel is small beside them, and so may one side's error be by luck or by a wider accumulator;
     the error of a right float32 sum goes by its terms. Measured in units of ε·Σ|term|: 0.4 for Paddle's sequential sum of
     256 normal terms, 0.05 for torch's; but 30 where the terms come out of Paddle's group norm, whose own sums put one
-    error into all of them. Allowed is `SUMMED_ULPS`; half precision makes errors of thousands.
+    error into all of them. Terms rounded to float16 have 2,300 ε·√Σ|term|² (2⁻¹¹/√3), and to bfloat16 eight times that,
+    however many they are. Allowed is the smaller of `SUMMED_ULPS` of the one and `SQUARED_ULPS` of the other.
     """
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self._traces: dict[tuple[str, str], Trace] = {}
+        self._kinds = {slot.name: slot.kind for slot in experiment.slots}
 
     def allow(self, one: _Measured) -> Comparison:
         """The comparison, its allowance raised by what summing up the terms may cost."""
         comparison = one.comparison
         if comparison.error32 is None or comparison.shape is None or one.reference_name is None:
             return comparison
-        extra = SUMMED_ULPS * EPS32 * self._size(one.weights, one.batch, one.reference_name, comparison.shape)
+        extra = EPS32 * self._allowance(one.weights, one.batch, one.reference_name, comparison.shape)
         error, noise, floor = comparison.largest32
         return replace(comparison, floor32=comparison.floor32 + extra, largest32=(error, noise, floor + 4 * extra))
 
-    def _size(self, weights: str, batch: str, name: str, shape: tuple[int, ...]) -> float:
-        """Σ|term| of an element of the gradient, about: number of terms × size of the output's gradient × of the input."""
+    def _allowance(self, weights: str, batch: str, name: str, shape: tuple[int, ...]) -> float:
+        """Of an element of the gradient, in ε: its terms are an output's gradient each, times an input where it is a matrix's."""
         trace = self._trace(weights, batch)
         calls = trace.names("activation gradient")
         owner = holder(name, {path_of(call) for call in calls})
         flows = [trace.get("activation gradient", call) for call in calls if path_of(call) == owner]
         inputs = [trace.get("input", call) for call in trace.names("input") if path_of(call) == owner]
-        seen = [max(1.0, _rms(x)) for x in inputs if x is not None and x.dtype.kind == "f" and x.size] or [1.0]
-        terms = sum(flow.size * _rms(flow) for flow in flows if flow is not None and flow.size)
-        return terms / max(1, shape[0] if shape else 1) * (max(seen) if len(shape) > 1 else 1.0)
+        seen = [_rms(x) for x in inputs if x is not None and x.dtype.kind == "f" and x.size]
+        kind = self._kinds.get(name, "")
+        if len(shape) < 2 or not seen:
+            factor = 1.0
+        else:  # what a recurrent layer multiplies besides its input is about 1
+            factor = max(seen) if kind == "Linear" or kind.startswith("Conv") else max(1.0, *seen)
+        # A table's row sums what it was looked up for; a matrix's, or a vector's element, all there is.
+        outputs = math.prod(shape) if kind == "Embedding" else max(1, shape[0] if shape else 1)
+        terms = [(flow.size / outputs, _rms(flow)) for flow in flows if flow is not None and flow.size]
+        summed = sum(count * size for count, size in terms)
+        squared = math.sqrt(sum(count * size**2 for count, size in terms))
+        return min(SUMMED_ULPS * summed, SQUARED_ULPS * squared) * factor
 
     def _trace(self, weights: str, batch: str) -> Trace:
         """A detailed float64 run of the reference."""
@@ -762,7 +777,8 @@ def _unused(ours: list[NDArray | None], theirs: list[NDArray | None]) -> Compari
             "treats the two differently"
         )
         return Comparison("aligned", "metadata", reason, given[0].shape)
-    reason = f"no gradient on the {side} side, where the other has one: the graph is cut"
+    said = CUT if side == "reference" else "no gradient on the candidate side"
+    reason = f"{said}, where the other has one: the graph is cut"
     return Comparison("diverged", "metadata", reason, given[0].shape, strain=math.inf)
 
 

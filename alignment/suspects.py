@@ -7,12 +7,25 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment.causes import AnySuspect, StatisticSuspect, UpdateSuspect, WeightSuspect
+from alignment.causes import (
+    AnySuspect,
+    CriterionSuspect,
+    CutSuspect,
+    StatisticSuspect,
+    UpdateSuspect,
+    WeightSuspect,
+)
 from alignment.causes.initialization import initializer_suspects
+from alignment.causes.loss import Formula, Given
 from alignment.causes.structure import structure_suspects
-from alignment.experiment import LEARNING_RATE, SIDES, Experiment
+from alignment.experiment import LEARNING_RATE, SIDES, Experiment, State
 from alignment.report import TensorResult
+from alignment.stages import criterion, criterion_options, criterion_scale, fits
 from checkpoints import split, undo
+from fake_data import Batch
+
+# How far a parameter is moved, relatively, to see the loss's derivative: so little that no ReLU turns, in float64.
+SLOPE_STEP = 1e-4
 
 
 def other_suspects(experiment: Experiment, rows: Sequence[tuple[int, TensorResult]]) -> Iterator[AnySuspect]:
@@ -26,6 +39,8 @@ def other_suspects(experiment: Experiment, rows: Sequence[tuple[int, TensorResul
         yield from (one for one in initializer_suspects(experiment) if (one.record, one.name) in wanted)
     yield from _weights(experiment, [name for (_, name), (step, _) in wanted.items() if step == 2])
     yield from _updates(experiment, [row for (record, _), (_, row) in wanted.items() if record == "update"])
+    yield from _cuts(experiment, [row for (record, _), (_, row) in wanted.items() if record == "gradient"])
+    yield from _criteria(experiment, [row for (record, _), (_, row) in wanted.items() if record == "loss"])
 
 
 def _weights(experiment: Experiment, names: list[str]) -> Iterator[WeightSuspect]:
@@ -94,6 +109,79 @@ def _updates(experiment: Experiment, rows: Iterable[TensorResult]) -> Iterator[A
                 (theirs,),
                 (LEARNING_RATE,),
             )
+
+
+def _cuts(experiment: Experiment, rows: Iterable[TensorResult]) -> Iterator[CutSuspect]:
+    """Gradients that agree where each piece is run by itself, and not in a whole run: a way back that one side cuts."""
+    layout = experiment.layout
+    assert layout is not None
+    targets = {move.label: move for move in layout.moves}
+    batches = {batch.name: batch for batch in experiment.batches}
+    for row in rows:
+        state = experiment.weights.get(row.weights or "", {})
+        if row.name not in state or row.name not in targets or row.batch not in batches:
+            continue
+        move, batch, found = targets[row.name], batches[row.batch], {}
+        for side in SIDES:
+            held = experiment.model(side, "float64")
+            held.user = None
+            given = state if side == "reference" else experiment.candidate_state(state)
+            experiment.side(side)[0].load_state(held.module, given)
+            trace = experiment.run(side, held.module, batch, backward=True, brief=True)
+            value = trace.get("gradient", row.name if side == "reference" else move.target)
+            found[side] = None if value is None else _wide(value if side == "reference" else undo(value, move))
+        if found["candidate"] is None or not found["candidate"].any():
+            continue
+        directions = _directions(found["candidate"])
+        slopes = tuple(_slope(experiment, state, row.name, batch, way) for way in directions)
+        yield CutSuspect("gradient", row.name, found["reference"], found["candidate"], directions, slopes)
+
+
+def _directions(gradient: NDArray) -> tuple[NDArray, ...]:
+    generator = np.random.default_rng(0)
+    return gradient / np.linalg.norm(gradient), *(generator.standard_normal(gradient.shape) for _ in range(2))
+
+
+def _slope(experiment: Experiment, state: State, name: str, batch: Batch, way: NDArray) -> float:
+    """The derivative of the reference's loss along a direction of one parameter, under all its names, in float64."""
+    tied = {slot.tied_to or slot.name for slot in experiment.slots if slot.name == name}
+    names = [slot.name for slot in experiment.slots if (slot.tied_to or slot.name) in tied]
+    held = experiment.model("reference", "float64")
+    held.user = None
+    step = SLOPE_STEP * max(1.0, float(np.linalg.norm(state[name]))) / float(np.linalg.norm(way))
+
+    def loss(shift: float) -> float:
+        moved = {**state, **{one: _wide(state[one]) + shift * way for one in names}}
+        experiment.reference.load_state(held.module, moved)
+        value = experiment.run("reference", held.module, batch, backward=False, brief=True).get("loss", "loss")
+        return 0.0 if value is None else float(np.sum(value))
+
+    wide, narrow = ((loss(h) - loss(-h)) / (2 * h) for h in (step, step / 2))
+    return (4 * narrow - wide) / 3
+
+
+def _criteria(experiment: Experiment, rows: Iterable[TensorResult]) -> Iterator[CriterionSuspect]:
+    """Each framework's own cross entropy of the reference's logits."""
+    batches = {batch.name: batch for batch in experiment.batches}
+    for row in rows:
+        batch = batches.get(row.batch or "")
+        if batch is None or batch.targets is None or row.weights is None:
+            continue
+        trace = experiment.detailed(row.weights, batch.name)
+        logits, options = trace.get("logits", "logits"), dict(criterion_options(batch.targets)).get(row.name)
+        if logits is None or options is None or not fits(logits, batch.targets):
+            continue
+        scale = criterion_scale(logits)
+        sides = (experiment.reference, experiment.candidate)
+        ours, theirs = (criterion(side, trace, batch.targets, scale, options) for side in sides)
+        assert ours is not None
+        assert theirs is not None
+        if options["reduction"] == "none" and ours.shape == theirs.shape:
+            ours, theirs = ours.sum(), theirs.sum()
+        given = Given(_wide(logits) * scale, batch.targets, {}, None)
+        divisor = "kept" if options["reduction"] == "mean" else "one"
+        right = Formula(ignored=options.get("ignore_index"), divisor=divisor)
+        yield CriterionSuspect("loss", row.name, given, right, _wide(ours), _wide(theirs))
 
 
 def _wide(value: NDArray) -> NDArray[np.float64]:

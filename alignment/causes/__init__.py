@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignment.causes import (
+    attention,
     data,
     functions,
     gradients,
@@ -23,7 +24,9 @@ from alignment.causes import (
     weights,
 )
 from alignment.causes.data import DataSuspect
+from alignment.causes.gradients import CutSuspect
 from alignment.causes.initialization import InitializerSuspect
+from alignment.causes.loss import CriterionSuspect
 from alignment.causes.metrics import MetricSuspect, Scored
 from alignment.causes.structure import StructureSuspect
 from alignment.causes.suspect import AnySuspect, Cause, Suspect, Trial, WeightSuspect
@@ -34,9 +37,10 @@ FAMILIES: dict[str, tuple[Cause, ...]] = {
     "options": tuple(options.CAUSES),
     "loss": loss.CAUSES,
     "masks": masks.CAUSES,
+    "attention": attention.CAUSES,
     "functions": functions.CAUSES,
     "values": values.CAUSES,
-    "gradients": gradients.CAUSES,
+    "gradients": (*gradients.CAUSES, *gradients.CUTS),
     "weights": weights.CAUSES,
     "initialization": initialization.CAUSES,
     "structure": structure.CAUSES,
@@ -47,11 +51,12 @@ FAMILIES: dict[str, tuple[Cause, ...]] = {
 
 # What kind of suspect -> its causes, the more particular families first.
 CAUSES: dict[type, tuple[Cause, ...]] = {
-    Suspect: tuple(
-        cause
-        for family in ("options", "loss", "masks", "functions", "values", "gradients")
-        for cause in FAMILIES[family]
+    Suspect: (
+        *(c for family in ("options", "loss", "masks", "attention", "functions", "values") for c in FAMILIES[family]),
+        *gradients.CAUSES,
     ),
+    CriterionSuspect: FAMILIES["loss"],
+    CutSuspect: gradients.CUTS,
     WeightSuspect: FAMILIES["weights"],
     InitializerSuspect: FAMILIES["initialization"],
     StructureSuspect: FAMILIES["structure"],
@@ -66,6 +71,8 @@ __all__ = [
     "FAMILIES",
     "AnySuspect",
     "Cause",
+    "CriterionSuspect",
+    "CutSuspect",
     "DataSuspect",
     "InitializerSuspect",
     "MetricSuspect",

@@ -521,6 +521,46 @@ def _explained(suspect: Suspect, causes: tuple[Cause, ...]) -> bool:
     return any(t.proved for c in causes if suspect.record in c.records for t in c.test(suspect))
 
 
+# ------------------------------------------------------------------------------------------- what the reference leaves out
+
+
+@dataclass(frozen=True, eq=False)
+class CutSuspect:
+    """A parameter's gradient on both sides, each side's own, and the derivative of the reference's own loss beside them.
+
+    reference, candidate: None where that side has none. directions: of the parameter; slopes: the loss's derivative along
+    each, by central differences of fourth order. All in float64.
+    """
+
+    record: str
+    name: str
+    reference: Array | None
+    candidate: Array | None
+    directions: tuple[Array, ...]
+    slopes: tuple[float, ...]
+
+
+def _reference_cut(suspect: CutSuspect, whole: bool) -> Iterator[Trial]:
+    """The reference's loss has the candidate's gradient for its derivative, and not the reference's."""
+    ours, theirs = suspect.reference, suspect.candidate
+    if theirs is None or not theirs.any() or (ours is None or not ours.any()) != whole:
+        return
+    before, after = (
+        math.sqrt(
+            sum(
+                (slope - (0.0 if gradient is None else float((gradient * way).sum()))) ** 2
+                for way, slope in zip(suspect.directions, suspect.slopes, strict=True)
+            )
+            / len(suspect.slopes)
+        )
+        / float(np.linalg.norm(theirs))
+        for gradient in (ours, theirs)
+    )
+    which = "it has none there" if ours is None else "the reference's own is off by as much as is said first"
+    change = f"differentiating the reference's own loss numerically, which gives the candidate's gradient ({which})"
+    yield Trial(change, before, after, after <= DERIVATIVE and after <= 0.01 * before, "distance from the derivative")
+
+
 # ------------------------------------------------------------------------------------------------------------- the table
 
 STALE_BIAS = Cause(
@@ -640,5 +680,21 @@ CAUSES: tuple[Cause, ...] = (
         "look for a custom backward pass, a hook or a detach() in this piece of code",
         ALL,
         _not_the_derivative,
+    ),
+)
+CUTS: tuple[Cause, ...] = (
+    Cause(
+        "detach-missing",
+        "the reference cuts the graph (detach, no_grad), so that nothing before it trains; the candidate does not",
+        "cut it at the same place: x.detach() in Paddle, too",
+        ("gradient",),
+        partial(_reference_cut, whole=True),
+    ),
+    Cause(
+        "detach-missing",
+        "the reference cuts one of the ways from here to the loss (detach, a hook); the candidate cuts none",
+        "cut it at the same place: x.detach() in Paddle, too",
+        ("gradient",),
+        partial(_reference_cut, whole=False),
     ),
 )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from alignment.causes.gradients import elsewhere, is_round
-from alignment.causes.suspect import AMBIGUOUS, Cause, Suspect, Trial
+from alignment.causes.suspect import AMBIGUOUS, Cause, Suspect, Trial, relative
 
 Array = NDArray
 
@@ -94,6 +94,8 @@ class Loss:
         given = self.given
         if given.logits.shape[:-1] != given.targets.shape or given.targets.dtype.kind not in "iu":
             return None
+        if formula.divisor == "rows" and given.targets.ndim < 2:
+            return None  # that is all terms
         parts = self._parts(formula)
         if parts is None:
             return None
@@ -351,7 +353,7 @@ def hypotheses(given: Given, reference: float, candidate: float, within: float) 
     return found
 
 
-def _all(suspect: Suspect) -> list[tuple[str, Trial]]:
+def _all(suspect: Suspect | CriterionSuspect) -> list[tuple[str, Trial]]:
     """Every hypothesis with its trial. Kept with the suspect: each cause asks for its own."""
     known: list[tuple[str, Trial]] | None = suspect.__dict__.get("_losses")
     if known is None:
@@ -359,18 +361,48 @@ def _all(suspect: Suspect) -> list[tuple[str, Trial]]:
     return known
 
 
-def _tried(suspect: Suspect) -> Iterator[tuple[str, Trial]]:
-    given, candidate = _given(suspect), suspect.candidate
-    if given is None or candidate is None or not np.isfinite(candidate).all():
+@dataclass(frozen=True, eq=False)
+class CriterionSuspect:
+    """Both frameworks' own cross entropy of the same logits, in float64; what is not reduced is summed up here.
+
+    record, name: of the row (``"cross_entropy[mean]"``). given: the logits and targets. right: what was asked for.
+    reference, candidate: the values.
+    """
+
+    record: str
+    name: str
+    given: Given
+    right: Formula
+    reference: Array
+    candidate: Array
+
+    def trial(self, change: str, corrected: Array) -> Iterator[Trial]:
+        """One trial of a corrected value."""
+        before, after = relative(self.candidate, self.reference), relative(corrected, self.reference)
+        yield Trial(change, before, after, after <= FITS["float64"] and after <= 0.01 * before)
+
+
+def _tried(suspect: Suspect | CriterionSuspect) -> Iterator[tuple[str, Trial]]:
+    if isinstance(suspect, CriterionSuspect):
+        yield from _tried_with(suspect, suspect.given, FITS["float64"])
+    elif (given := _given(suspect)) is not None:
+        found = list(_tried_with(suspect, given, FITS[suspect.scene.dtype]))
+        yield from found or _by_factor(suspect)
+
+
+def _tried_with(suspect: Suspect | CriterionSuspect, given: Given, within: float) -> Iterator[tuple[str, Trial]]:
+    candidate, reference = suspect.candidate, suspect.reference
+    if candidate is None or not np.isfinite(candidate).all():
         return
-    reference = suspect.reference
     if candidate.shape != reference.shape:
-        yield from _unreduced(suspect)
+        yield from _unreduced(suspect, candidate)
         return
     if reference.size != 1:
         return
     right_value, wrong_value = float(reference.ravel()[0]), float(candidate.ravel()[0])
-    found = hypotheses(given, right_value, wrong_value, FITS[suspect.scene.dtype])
+    found = hypotheses(given, right_value, wrong_value, within)
+    if isinstance(suspect, CriterionSuspect):
+        found = [one for one in found if one[1] == suspect.right]
     loss = Loss(given)
     names: dict[str, tuple[Formula, Formula]] = {}
     for name, right, wrong in found:
@@ -382,25 +414,24 @@ def _tried(suspect: Suspect) -> Iterator[tuple[str, Trial]]:
         for trial in suspect.trial(_said(right, wrong), candidate - wrong_one + right_one):
             # Formulas that cannot be told apart here prove none of them.
             yield name, trial if len(names) == 1 else replace(trial, proved=False, doubt=AMBIGUOUS)
-    if not found:
-        yield from _by_factor(suspect, right_value, wrong_value)
 
 
-def _unreduced(suspect: Suspect) -> Iterator[tuple[str, Trial]]:
+def _unreduced(suspect: Suspect | CriterionSuspect, candidate: Array) -> Iterator[tuple[str, Trial]]:
     """The candidate keeps a loss for each sample, where the reference has one number."""
-    assert suspect.candidate is not None
-    if suspect.reference.size == 1 < suspect.candidate.size:
-        for what, value in (("mean", suspect.candidate.mean()), ("sum", suspect.candidate.sum())):
+    if suspect.reference.size == 1 < candidate.size:
+        for what, value in (("mean", candidate.mean()), ("sum", candidate.sum())):
             reduced = np.full(suspect.reference.shape, value)
             for trial in suspect.trial(f"taking the {what} of the losses of the samples", reduced):
                 yield "loss-reduction", trial
 
 
-def _by_factor(suspect: Suspect, reference: float, candidate: float) -> Iterator[tuple[str, Trial]]:
+def _by_factor(suspect: Suspect) -> Iterator[tuple[str, Trial]]:
     """A loss of a formula that is not known: a size of the batch, in batches of two sizes, or a round number."""
-    if not reference or suspect.candidate is None:
+    if suspect.candidate is None or suspect.candidate.shape != suspect.reference.shape or suspect.reference.size != 1:
         return
-    factor, targets = candidate / reference, suspect.targets
+    if not suspect.reference.any() or not np.isfinite(suspect.candidate).all():
+        return
+    factor, targets = float((suspect.candidate / suspect.reference).ravel()[0]), suspect.targets
     if targets is not None and targets.size > 1:
         for power, said in ((1, "dividing the loss"), (-1, "multiplying the loss")):
             if abs(factor / targets.size**power - 1.0) > 1e-9:
@@ -418,7 +449,7 @@ def _by_factor(suspect: Suspect, reference: float, candidate: float) -> Iterator
             yield name, trial
 
 
-def _named(name: str, suspect: Suspect) -> Iterator[Trial]:
+def _named(name: str, suspect: Suspect | CriterionSuspect) -> Iterator[Trial]:
     for found, trial in _all(suspect):
         if found == name:
             yield trial

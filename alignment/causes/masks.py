@@ -6,6 +6,7 @@ scores as the reference masks its.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from itertools import combinations, permutations
@@ -13,7 +14,7 @@ from itertools import combinations, permutations
 import numpy as np
 
 from alignment.causes.functions import attention_scores
-from alignment.causes.suspect import Array, Cause, Suspect
+from alignment.causes.suspect import Array, Cause, Suspect, Trial
 from alignment.causes.values import ORDINARY, Finding, causes, close, comparable, exact, pool, words
 
 RECORDS = ("input", "activation")
@@ -31,6 +32,30 @@ def _inverted_mask(suspect: Suspect) -> Iterator[Finding]:
         return
     if exact(suspect) or len(values) == 2:
         yield "mask-inverted", f"inverting {words(suspect)}", 1.0 - candidate
+
+
+def _inverted_input(suspect: Suspect) -> Iterator[Trial]:
+    """What the code is given says which positions are real: the candidate is run again with that the other way round."""
+    if suspect.candidate is None or suspect.candidate.shape != suspect.reference.shape:
+        return
+    for name, value in suspect.given.items():
+        if value.size and np.isin(value, (0, 1)).all():
+            corrected = suspect.again(inputs={name: (1 - value).astype(value.dtype)})
+            if corrected is not None:
+                yield from suspect.trial(f"inverting {_argument(suspect, name)}", corrected)
+
+
+def _argument(suspect: Suspect, name: str) -> str:
+    """An argument of the owner's forward, by the candidate's name for it where its place leads to one."""
+    if not suspect.owner:
+        return f"{name}, an input of the model"
+    place = name.partition("[")[2].rstrip("]") or "0"
+    experiment = suspect.scene.experiment
+    module = experiment.candidate.module(suspect.scene.model("candidate"), experiment.paths[suspect.owner])
+    known = [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if place.isdigit() and int(place) < len(known):
+        place = known[int(place)]
+    return f"input `{place}` of {suspect.owner}"
 
 
 def spreads(mask: Array, shape: tuple[int, ...]) -> Iterator[Array]:
@@ -166,6 +191,13 @@ def _word(value: float) -> str:
 
 
 CAUSES: tuple[Cause, ...] = (
+    Cause(
+        "mask-inverted",
+        "the code takes True for False in a mask that it is given",
+        "invert the mask (~mask) there",
+        ("input", "activation", "logits"),
+        _inverted_input,
+    ),
     *causes(
         _inverted_mask,
         (("mask-inverted", "the mask is True where the reference's is False", "invert the mask (~mask)"),),

@@ -7,9 +7,10 @@ the reference is rounding.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -119,9 +120,14 @@ class Suspect:
     @cached_property
     def inputs(self) -> list[Array]:
         """What the owner is given in the call at hand: its arguments that are tensors; for the model itself its inputs."""
+        return list(self.given.values())
+
+    @cached_property
+    def given(self) -> dict[str, Array]:
+        """The tensors that the owner is given in the call at hand, by the names of their records; the model by its inputs'."""
         if not self.owner:
-            return [_as_seen(value) for value in self.scene.batch.inputs.values()]
-        return [value for label, value in self._records("input") if self._in_this_call(label, self.owner)]
+            return {name: _as_seen(value) for name, value in self.scene.batch.inputs.items()}
+        return {label: value for label, value in self._records("input") if self._in_this_call(label, self.owner)}
 
     @cached_property
     def outputs(self) -> list[Array]:
@@ -218,17 +224,21 @@ class Suspect:
         options: Mapping[str, Any] | None = None,
         inputs: Mapping[str, Array] | None = None,
     ) -> Array | None:
-        """What the candidate computes here with other weights, options of the owner, or inputs (name of the record -> value).
+        """What the candidate computes here with other weights, options of the owner, or inputs of it (name in `given` -> value).
 
         None where the candidate can't be run again: nothing is tried then.
         """
         if not self.scene.live:
             return None
+        scene, given = self.scene, inputs or {}
+        if given and not self.owner:  # the same scene, the model itself given something else
+            scene, given = copy.copy(scene), {}
+            scene.batch = replace(scene.batch, inputs={**scene.batch.inputs, **(inputs or {})})
         try:
-            trace = self.scene.forced(
+            trace = scene.forced(
                 state=None if state is None else {**self.scene.state, **state},
                 options=None if options is None else {self.owner: options},
-                given=None if inputs is None else {("input", name): value for name, value in inputs.items()},
+                given={("input", name): value for name, value in given.items()},
             )
         except AlignmentError:
             return None  # a candidate that can't run with the correction has not been explained by it

@@ -186,8 +186,8 @@ class Framework(Protocol):
     def cast(self, model: Any, dtype: str) -> Any:
         """The model with all floating-point parameters and buffers in `dtype` (in place where the framework does so).
 
-        Layers' eps (and alpha, lambda, limits) is rounded to float32, whatever `dtype`: like weights and inputs, it should
-        be what the float32 model computes with. Paddle's kernels hold it as float32 always, so that 1e-5 is off by 2.5e-13
+        The eps of the framework's own norm layers is rounded to float32, whatever `dtype`: like weights and inputs, it should
+        be what the float32 model computes with. Paddle's layers hold it as float32 always, so that 1e-5 is off by 2.5e-13
         in a float64 run: a million times float64's rounding where the variance is small.
         """
 

@@ -385,7 +385,7 @@ def load_state(model: Any, tensors: Mapping[str, NDArray]) -> None:
 def cast(model: Any, dtype: str) -> Any:
     """All floating-point parameters and buffers in `dtype`; see `alignment.frameworks.Framework.cast`."""
     for layer in model.sublayers(include_self=True):
-        if isinstance(getattr(layer, "_epsilon", None), float):
+        if isinstance(getattr(layer, "_epsilon", None), float) and any("Norm" in base for base in _bases(layer)):
             layer._epsilon = float(np.float32(layer._epsilon))
         if "BatchNorm" in layer_kind(layer) and isinstance(getattr(layer, "_momentum", None), float):
             layer._momentum = float(np.float32(layer._momentum))
@@ -567,7 +567,8 @@ def _directed(outputs: Any) -> Any | None:
 def _without_targets(model: Any, batch: Batch) -> NDArray:
     """The logits of the call that predicts, which is another path through forward than the call that trains."""
     arguments, keywords, _ = _given(model, batch)
-    return to_numpy(model(*arguments, **keywords))
+    with _to_the_last_digit(_dtype(model)):
+        return to_numpy(model(*arguments, **keywords))
 
 
 def _watched(model: Any) -> Iterator[tuple[str, Any]]:
@@ -665,7 +666,8 @@ def _statistics_step(model: Any, batch: Batch) -> list[Record]:
         for layer in layers:
             layer.train()
         arguments, keywords, _ = _given(model, batch)
-        model(*arguments, **keywords)
+        with _to_the_last_digit(_dtype(model)):
+            model(*arguments, **keywords)
     except ValueError:  # a batch of one value a channel has no variance
         return []
     finally:
@@ -799,9 +801,10 @@ def _sublayer(model: Any, path: str) -> Any:
 
 # --------------------------------------------------------------------------------------------- float64 to the last digit
 #
-# Some of Paddle's kernels hold their factors in float32 whatever they compute in: the gradient of average pooling is off by
-# 1e-8, interpolation by 1e-6, hard sigmoid and SELU by 1e-7. That would be taken for a mistake of the port, so in a float64
-# run the same is computed by other kernels. The float32 run has Paddle's own.
+# What Paddle's kernels are told as a number (an epsilon, a slope, an exponent, a share of smoothing) they hold as float32
+# whatever they compute in, and some hold factors of their own so: average pooling's gradient is off by 1e-8, interpolation by
+# 1e-6, hard sigmoid by 1e-7, x ** 0.3 by 1e-8. That would be taken for a mistake of the port, so in a float64 run the same is
+# computed by other kernels. The float32 run has Paddle's own.
 
 _exact = False
 
@@ -854,10 +857,9 @@ def _pooled(dimensions: int) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def _pooled_adaptively(function: Callable[..., Any]) -> Callable[..., Any]:
-    def pool(x: Any, output_size: Any, data_format: str = "NC", **options: Any) -> Any:
-        given = options if data_format == "NC" else options | {"data_format": data_format}
-        own = function(x, output_size, **given)
-        if not data_format.startswith("NC"):
+    def pool(x: Any, output_size: Any, *more: Any) -> Any:
+        own = function(x, output_size, *more)
+        if more[0] in ("NHWC", "NDHWC"):
             return own
         sizes = zip(x.shape[2:], own.shape[2:], strict=True)
         return _along_axes(x, [separable.adaptive_windows(*size) for size in sizes])
@@ -876,13 +878,13 @@ def _interpolated(function: Callable[..., Any]) -> Callable[..., Any]:
         x, mode = told["x"], told["mode"].lower()
         weights = separable.cubic if mode == "bicubic" else separable.linear
         sizes = list(zip(x.shape[2:], own.shape[2:], strict=True))
-        scales = _each(told["scale_factor"], len(sizes)) if told["scale_factor"] is not None else None
-        whole = scales is None or all(one * scale == two for (one, two), scale in zip(sizes, scales, strict=True))
+        scales = _each(told["scale_factor"], len(sizes)) if told["scale_factor"] is not None else (None,) * len(sizes)
         plain = mode in ("linear", "bilinear", "trilinear", "bicubic") and not told.get("antialias")
         channels_first = told["data_format"] is None or told["data_format"].startswith("NC")
-        if not (plain and whole and channels_first) or (told["align_mode"] and not told["align_corners"]):
+        if scales is None or not (plain and channels_first) or (told["align_mode"] and not told["align_corners"]):
             return own
-        return _along_axes(x, [weights(*size, told["align_corners"]) for size in sizes])
+        steps = zip(sizes, scales, strict=True)
+        return _along_axes(x, [weights(*size, told["align_corners"], scale) for size, scale in steps])
 
     return interpolate
 
@@ -896,7 +898,7 @@ def _each(value: Any, count: int) -> tuple[Any, ...] | None:
 
 
 def _hard_sigmoid(function: Callable[..., Any]) -> Callable[..., Any]:
-    def hard_sigmoid(x: Any, slope: float = 0.1666667, offset: float = 0.5, **_options: Any) -> Any:
+    def hard_sigmoid(x: Any, slope: float, offset: float, *_more: Any) -> Any:
         if slope != 0.1666667:
             return function(x, slope, offset)
         # Paddle's default stands for a sixth. torch takes the exact one forward, and float32's in the gradient.
@@ -907,29 +909,266 @@ def _hard_sigmoid(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _selu(function: Callable[..., Any]) -> Callable[..., Any]:
-    def selu(x: Any, scale: float = 1.0507009873554805, alpha: float = 1.6732632423543772, **_options: Any) -> Any:
+    def selu(x: Any, scale: float, alpha: float, *_more: Any) -> Any:
         return scale * paddle.where(x > 0, x, alpha * paddle.expm1(x.clip(max=0.0)))
 
     return selu
 
 
-def _offer(name: str, exact: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Have one of Paddle's functionals compute to the last digit while a float64 run is recorded."""
-    own = getattr(nn.functional, name)
-    instead = exact(own)
+def _elu(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, alpha, *_more: _chosen(x > 0, x, alpha * paddle.expm1(x.clip(max=0.0)))
+
+
+def _celu(function: Callable[..., Any]) -> Callable[..., Any]:
+    def celu(x: Any, alpha: float, *_more: Any) -> Any:
+        below = x.clip(max=0.0)
+        # torch takes α as it is forward, and one over float32's in the gradient.
+        by_float32 = alpha * paddle.expm1(below / float(np.float32(alpha)))
+        return _chosen(x > 0, x, by_float32 + (alpha * paddle.expm1(below / alpha) - by_float32).detach())
+
+    return celu
+
+
+def _hardtanh(function: Callable[..., Any]) -> Callable[..., Any]:
+    def hardtanh(x: Any, low: float, high: float, *_more: Any) -> Any:
+        return _chosen(x <= low, low, _chosen(x >= high, high, x))
+
+    return hardtanh
+
+
+def _softshrink(function: Callable[..., Any]) -> Callable[..., Any]:
+    def softshrink(x: Any, threshold: float, *_more: Any) -> Any:
+        return _chosen(x > threshold, x - threshold, _chosen(x < -threshold, x + threshold, 0.0 * x))
+
+    return softshrink
+
+
+def _thresholded(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, threshold, value, *_more: _chosen(x > threshold, x, value)
+
+
+def _rrelu(function: Callable[..., Any]) -> Callable[..., Any]:
+    def rrelu(x: Any, lower: float, upper: float, training: bool, *_more: Any) -> Any:
+        return function(x, lower, upper, training) if training else _chosen(x >= 0, x, x * ((lower + upper) / 2))
+
+    return rrelu
+
+
+def _stanh(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, scale_a, scale_b, *_more: scale_b * paddle.tanh(scale_a * x)
+
+
+def _number(value: float, like: Any) -> Any:
+    """A number as a tensor of another's dtype: what stands for it otherwise is float32."""
+    return paddle.full([], value, like.dtype)
+
+
+def _chosen(condition: Any, one: Any, two: Any) -> Any:
+    """One where the condition holds, else two; tensors, one of them perhaps a number."""
+    one, two = (
+        _number(one, two) if isinstance(one, (int, float)) else one,
+        _number(two, one) if isinstance(two, (int, float)) else two,
+    )
+    return _own_where(condition, one, two)
+
+
+def _where(function: Callable[..., Any]) -> Callable[..., Any]:
+    def where(condition: Any, x: Any, y: Any, *more: Any) -> Any:
+        wide = any(isinstance(one, paddle.Tensor) and one.dtype == paddle.float64 for one in (x, y))
+        return _chosen(condition, x, y) if wide else function(condition, x, y, *more)
+
+    return where
+
+
+def _short(value: Any) -> bool:
+    """Is it a number that float32 holds as it is, or none?"""
+    return not isinstance(value, float) or float(np.float32(value)) == value
+
+
+def _power(function: Callable[..., Any]) -> Callable[..., Any]:
+    def power(x: Any, y: Any, *more: Any) -> Any:
+        wide = x.dtype == paddle.float64 and not _short(y)
+        return function(x, _number(y, x) if wide else y, *more)
+
+    return power
+
+
+def _added_product(function: Callable[..., Any]) -> Callable[..., Any]:
+    def added(to: Any, x: Any, y: Any, beta: float, alpha: float, *more: Any) -> Any:
+        if _short(beta) and _short(alpha):
+            return function(to, x, y, beta, alpha, *more)
+        return beta * to + alpha * (x @ y)
+
+    return added
+
+
+def _normalised(epsilon: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A norm that adds `epsilon` to a variance v. The kernel adds e, the float32 next to it: given s·x with s² = e / ε it
+    divides s·(x − μ) by √(s²v + e), which is what is asked for."""
+
+    def exact(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+
+        def normalise(*arguments: Any, **options: Any) -> Any:
+            given = signature.bind(*arguments, **options)
+            given.apply_defaults()
+            told = given.arguments
+            ours = float(told[epsilon])
+            stored = told.get("running_mean") is not None
+            # Statistics that are updated, or of which one is left to the kernel, are left to it altogether.
+            moving = stored and (
+                (told.get("training") and not told.get("use_global_stats")) or "use_input_stats" in told
+            )
+            if _short(ours) or moving:
+                return function(*arguments, **options)
+            scale = float(np.sqrt(np.float64(np.float32(ours)) / ours))
+            told["x"] = told["x"] * scale
+            if stored:
+                told["running_mean"], told["running_var"] = told["running_mean"] * scale, told["running_var"] * scale**2
+            return function(*given.args, **given.kwargs)
+
+        return normalise
+
+    return exact
+
+
+def _length(x: Any, p: float, axis: int | list[int] | None, keepdim: bool) -> Any:
+    """(Σ|x|^p)^(1/p), its gradient zero where it is zero."""
+    if p == 1:
+        return x.abs().sum(axis, keepdim=keepdim)
+    total = (x * x if p == 2 else _own_power(x.abs(), _number(p, x))).sum(axis, keepdim=keepdim)
+    zero = total == 0
+    total = _chosen(zero, 1.0, total)
+    return _chosen(zero, 0.0, paddle.sqrt(total) if p == 2 else _own_power(total, _number(1 / p, x)))
+
+
+def _vector_norm(p: Any, axis: Any) -> float | None:
+    """The p of a norm of vectors; None where it is another, or infinite, or counts."""
+    if p in (None, "fro"):
+        p = 2.0
+    elif isinstance(axis, (list, tuple)) and len(axis) > 1:
+        return None
+    return float(p) if isinstance(p, (int, float)) and 0 < p < float("inf") else None
+
+
+def _norm(function: Callable[..., Any]) -> Callable[..., Any]:
+    def norm(x: Any, p: Any, axis: Any, keepdim: bool, *more: Any) -> Any:
+        known = _vector_norm(p, axis)
+        if known is None or any(one is not None for one in more) or x.dtype != paddle.float64:
+            return function(x, p, axis, keepdim, *more)
+        return _length(x, known, list(axis) if isinstance(axis, (list, tuple)) else axis, keepdim)
+
+    return norm
+
+
+def _vectors(function: Callable[..., Any]) -> Callable[..., Any]:
+    def vector_norm(x: Any, p: float, axis: Any, keepdim: bool, *more: Any) -> Any:
+        if not 0 < p < float("inf") or any(one is not None for one in more) or x.dtype != paddle.float64:
+            return function(x, p, axis, keepdim, *more)
+        return _length(x, p, list(axis) if isinstance(axis, (list, tuple)) else axis, keepdim)
+
+    return vector_norm
+
+
+def _normalize(function: Callable[..., Any]) -> Callable[..., Any]:
+    def normalize(x: Any, p: float, axis: int, epsilon: float, *more: Any) -> Any:
+        known = _vector_norm(p, axis)
+        if known is None:
+            return function(x, p, axis, epsilon, *more)
+        length = _length(x, known, axis, keepdim=True)
+        return x / _chosen(length < epsilon, epsilon, length)
+
+    return normalize
+
+
+def _distance(function: Callable[..., Any]) -> Callable[..., Any]:
+    def dist(x: Any, y: Any, p: float, *more: Any) -> Any:
+        known = _vector_norm(p, None)
+        return function(x, y, p, *more) if known is None else _length(x - y, known, None, keepdim=False)
+
+    return dist
+
+
+def _smooth_l1(function: Callable[..., Any]) -> Callable[..., Any]:
+    def smooth_l1_loss(x: Any, label: Any, reduction: str, delta: float, is_huber: bool, *_more: Any) -> Any:
+        far = (x - label).abs()
+        losses = _chosen(far < delta, 0.5 * far * far, delta * (far - 0.5 * delta)) / (1.0 if is_huber else delta)
+        return losses if reduction == "none" else getattr(losses, reduction)()
+
+    return smooth_l1_loss
+
+
+def _label_smooth(function: Callable[..., Any]) -> Callable[..., Any]:
+    def label_smooth(label: Any, prior_dist: Any, epsilon: float, *_more: Any) -> Any:
+        label = label.astype("float64")  # cross_entropy's are float32, which 0 and 1 fit into and 0.9 does not
+        return label * (1 - epsilon) + (epsilon / label.shape[-1] if prior_dist is None else epsilon * prior_dist)
+
+    return label_smooth
+
+
+def _offer(exact: Callable[[Callable[..., Any]], Callable[..., Any]], *holders: tuple[Any, str]) -> None:
+    """Have one of Paddle's functions compute to the last digit while a float64 run is recorded, wherever it is found."""
+    for holder, name in holders:
+        if hasattr(holder, name):
+            setattr(holder, name, _switched(getattr(holder, name), exact))
+
+
+def _switched(own: Callable[..., Any], exact: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
+    """One function or the other; the exact one is given all arguments by position, those left out as well."""
+    instead, signature = exact(own), _signature(own)
 
     @functools.wraps(own)
     def function(*arguments: Any, **options: Any) -> Any:
-        return (instead if _exact else own)(*arguments, **options)
+        if not _exact:
+            return own(*arguments, **options)
+        try:
+            given = signature.bind(*arguments, **options)
+        except TypeError:  # by names that are no longer, or not yet, its own
+            return own(*arguments, **options)
+        given.apply_defaults()
+        if any(value is not None for value in given.kwargs.values()):  # `out` and the like
+            return own(*arguments, **options)
+        return instead(*given.args)
 
-    setattr(nn.functional, name, function)
+    return function
 
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # an operator that is no Python
+        return inspect.signature(lambda x, y: None)
+
+
+_own_where, _own_power = paddle.where, paddle.pow
 
 for _dimensions in (1, 2, 3):
-    _offer(f"avg_pool{_dimensions}d", _pooled(_dimensions))
-    _offer(f"adaptive_avg_pool{_dimensions}d", _pooled_adaptively)
-_offer("interpolate", _interpolated)
-_offer("hardsigmoid", _hard_sigmoid)
-_offer("selu", _selu)
+    _offer(_pooled(_dimensions), (_F, f"avg_pool{_dimensions}d"))
+    _offer(_pooled_adaptively, (_F, f"adaptive_avg_pool{_dimensions}d"))
+for _name, _instead in {
+    "interpolate": _interpolated,
+    "hardsigmoid": _hard_sigmoid,
+    "selu": _selu,
+    "elu": _elu,
+    "celu": _celu,
+    "hardtanh": _hardtanh,
+    "softshrink": _softshrink,
+    "thresholded_relu": _thresholded,
+    "rrelu": _rrelu,
+    "layer_norm": _normalised("epsilon"),
+    "batch_norm": _normalised("epsilon"),
+    "instance_norm": _normalised("eps"),
+    "normalize": _normalize,
+    "smooth_l1_loss": _smooth_l1,
+    "label_smooth": _label_smooth,
+}.items():
+    _offer(_instead, (_F, _name))
+_offer(_stanh, (paddle, "stanh"), (_T, "stanh"))
+_offer(_where, (paddle, "where"))
+_offer(_power, (paddle, "pow"), (_T, "pow"), (_T, "__pow__"))
+_offer(_added_product, (paddle, "addmm"), (_T, "addmm"), (paddle, "baddbmm"), (_T, "baddbmm"))
+_offer(_norm, (paddle, "norm"), (_T, "norm"), (paddle.linalg, "norm"))
+_offer(_vectors, (paddle.linalg, "vector_norm"))
+_offer(_distance, (paddle, "dist"), (_T, "dist"))
 
 set_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -31,9 +31,9 @@ def adaptive_windows(size: int, after: int) -> Matrix:
     return matrix
 
 
-def linear(size: int, after: int, align_corners: bool) -> Matrix:
-    """Linear interpolation."""
-    at = np.maximum(_positions(size, after, align_corners), 0.0)
+def linear(size: int, after: int, align_corners: bool, scale: float | None = None) -> Matrix:
+    """Linear interpolation. scale: how far apart positions are, where that is not told by the two sizes."""
+    at = np.maximum(_positions(size, after, align_corners, scale), 0.0)
     low = np.floor(at).astype(int)
     high, share = np.minimum(low + 1, size - 1), at - low
     matrix, rows = np.zeros((after, size)), np.arange(after)
@@ -42,9 +42,9 @@ def linear(size: int, after: int, align_corners: bool) -> Matrix:
     return matrix
 
 
-def cubic(size: int, after: int, align_corners: bool) -> Matrix:
+def cubic(size: int, after: int, align_corners: bool, scale: float | None = None) -> Matrix:
     """Cubic convolution (Keys, 1981) with a = −0.75, as both frameworks have it; beyond the border its values go on."""
-    at = _positions(size, after, align_corners)
+    at = _positions(size, after, align_corners, scale)
     low, a = np.floor(at).astype(int), -0.75
     matrix, rows = np.zeros((after, size)), np.arange(after)
     for offset in range(-1, 3):
@@ -54,8 +54,8 @@ def cubic(size: int, after: int, align_corners: bool) -> Matrix:
     return matrix
 
 
-def _positions(size: int, after: int, align_corners: bool) -> NDArray[np.float64]:
+def _positions(size: int, after: int, align_corners: bool, scale: float | None) -> NDArray[np.float64]:
     rows = np.arange(after, dtype=np.float64)
     if align_corners:
         return rows * ((size - 1) / (after - 1) if after > 1 else 0.0)
-    return np.asarray((rows + 0.5) * (size / after) - 0.5)
+    return np.asarray((rows + 0.5) * (size / after if scale is None else 1.0 / scale) - 0.5)

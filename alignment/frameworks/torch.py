@@ -198,10 +198,9 @@ def load_state(model: nn.Module, tensors: Mapping[str, NDArray]) -> None:
 def cast(model: nn.Module, dtype: str) -> nn.Module:
     """All floating-point parameters and buffers in `dtype`; see `alignment.frameworks.Framework.cast`."""
     for module in model.modules():
-        for option in ("eps", "alpha", "lambd", "min_val", "max_val"):
-            value = getattr(module, option, None)
-            if isinstance(value, float):
-                setattr(module, option, float(np.float32(value)))
+        eps = getattr(module, "eps", None)
+        if isinstance(eps, float) and any("Norm" in base for base in _bases(module)):
+            setattr(module, "eps", float(np.float32(eps)))  # noqa: B010 (by a name that torch's own type does not have)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
             module.momentum = 1 - float(np.float32(1 - module.momentum))  # the share that is kept, as Paddle holds it
     setattr(model, CAST_TO, dtype)

@@ -31,7 +31,9 @@ def test_children_of_one_kind_pair_in_order() -> None:
 
 
 def test_labels() -> None:
-    assert [path_of(label) for label in ("a.b", "a.b#2", "a.b[1]", "a.b#3[1.0]")] == ["a.b"] * 4
+    labels = ("a.b", "a.b#2", "a.b[1]", "a.b#3[1.0]", "a.b[mask]", "a.b#2[states.hidden]", "a.b[last_state]")
+    assert [path_of(label) for label in labels] == ["a.b"] * len(labels)
+    assert rename("a.b[mask]", {"a.b": "c"}) == "c[mask]"
     assert rename("a.b#3[1.0]", {"a.b": "c"}) == "c#3[1.0]"
     assert rename("other", {"a.b": "c"}) == "other"
 

@@ -58,6 +58,11 @@ def test_a_made_up_fault_stays_unexplained_with_its_evidence(small) -> None:
     assert finding.sites
 
 
+def test_at_least_25_distinct_causes_are_planted_in_the_gallery() -> None:
+    """And each has to be named and proved, below."""
+    assert len({mutant.cause for mutant in GALLERY_MUTANTS}) >= 25
+
+
 @pytest.mark.parametrize("mutant", GALLERY_MUTANTS, ids=lambda m: f"{m.twin}-{m.name}")
 def test_the_gallerys_mutants_are_explained(mutant) -> None:
     outcome = planted(mutant.name, mutant.twin)
