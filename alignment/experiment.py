@@ -22,6 +22,7 @@ from alignment.frameworks import ATTENTION, Absent, Framework, Loss, get_framewo
 from alignment.inputs import make_batches
 from alignment.mapping import ModelMapping
 from alignment.matching import Tree
+from alignment.orders import Orders, arrange, as_candidate, learn
 from alignment.scope import Scope, corresponding, located, plan_scope, settle_scope
 from alignment.sizes import read_sizes
 from alignment.trace import Record, Trace, widest
@@ -152,6 +153,7 @@ class Experiment:
     weights: name of the set -> reference's state dict.
     brief: few runs for each case: one of noise, and with the first weights alone a step of training and a call without
         targets.
+    orders: of axes that the candidate has otherwise, as far as they are known from the runs up to now.
     """
 
     twin: Twin
@@ -173,6 +175,7 @@ class Experiment:
     brief: bool = False
     scope: Scope = field(default_factory=Scope)
     models: dict[tuple[str, str], Model] = field(default_factory=dict, repr=False, compare=False)
+    orders: Orders = field(default_factory=dict, repr=False, compare=False)
 
     def build(self, side: str, seed: int = 0) -> Any:
         """A new model of one side, ``"reference"`` or ``"candidate"``, without faults."""
@@ -300,6 +303,9 @@ class Experiment:
                         self.run("reference", models["reference", "float32"], batch, backward, brief=self.brief)
                     )
                 self.reference.load_state(models["reference", "float32"], state)
+                new = self.learn(traces["reference", "float64"], traces["candidate", "float64"])
+                for key in (("candidate", "float32"), ("candidate", "float64")):
+                    traces[key] = arrange(traces[key], new)
                 yield Case(
                     name,
                     batch,
@@ -311,6 +317,12 @@ class Experiment:
                     self.scope,
                 )
                 progress()
+
+    def learn(self, reference: Trace, candidate: Trace) -> Orders:
+        """What two runs of one batch tell of the order of axes; returns, and keeps, what was not known."""
+        new = {key: order for key, order in learn(reference, candidate).items() if key not in self.orders}
+        self.orders.update(new)
+        return new
 
     def detailed(self, weights: str, batch: str) -> Trace:
         """A detailed float64 run of the reference, of a batch and a set of weights by name."""
@@ -361,11 +373,12 @@ class Experiment:
         if forced is not None and side == "candidate":
             # What has no counterpart there must not be taken for what has its name.
             forced = _only(forced, lambda record: record.kind not in OF_MODULES or path_of(record.name) in self.paths)
+            forced = replace(forced, records=tuple(as_candidate(record, self.orders) for record in forced.records))
             forced = renamed(forced, self.paths)
         if self.scope.inside[SIDES.index(side)]:
             forced = None if forced is None else _only(forced, outside)
-            given = sink
-            sink = None if given is None else lambda record: given(record) if outside(record) else None
+            every = sink
+            sink = None if every is None else lambda record: every(record) if outside(record) else None
         packed = packed_tensors(self.layout) if side == "reference" else {}
         told = sink
 
@@ -395,7 +408,7 @@ class Experiment:
             trace = _only(trace, outside)
         if side == "reference":
             return replace(trace, records=tuple(part for record in trace.records for part in parted(record, packed)))
-        return renamed(trace, self.called)
+        return arrange(renamed(trace, self.called), self.orders)
 
 
 def _hint(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from alignment.compare import EPS32, Comparison, Tolerance, sequential
 from alignment.correspondence import rename
 from alignment.experiment import Case, Experiment, matrix_elements, plan_layout
 from alignment.inputs import declared_spec, make_batches
+from alignment.orders import arranged
 from alignment.scope import with_reason
 from alignment.trace import Record
 from checkpoints import Move, undo
@@ -164,7 +165,7 @@ def judge_full_size(experiment: Experiment, shares: Shares, backward: bool) -> l
 
     def compare_moved(record: Record, move: Move | None) -> None:
         label = move.label if move else rename(record.name, called) if record.kind == "activation" else record.name
-        theirs = record.value
+        theirs = arranged(replace(record, name=label), experiment.orders).value
         if theirs is not None and theirs.dtype.kind != "f":
             return  # integers are compared on the probe; where the reference has numbers, what is left below says so
         ours = known.pop((record.kind, label), None)

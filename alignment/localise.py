@@ -22,6 +22,7 @@ from alignment.compare import Comparison, Pair, measure, settle
 from alignment.correspondence import holder, path_of, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import Case, Experiment, State
+from alignment.orders import arrange
 from alignment.report import StageResult, TensorResult
 from alignment.stages import CUT, criterion_faults, result_of
 from alignment.trace import GRADIENT_OF, Kind, Record, Trace
@@ -69,6 +70,9 @@ class Scene:
         self.experiment, self.weights, self.batch, self.dtype = experiment, weights, batch, dtype
         self.state = checkpoints.split(experiment.weights[weights], experiment.layout)
         self.moves = {move.label: move for move in experiment.layout.moves}
+        self._orders_known = False
+        # Arguments of the reference's modules -> an earlier one that is the same tensor, where the candidate has that alone.
+        self._copies: dict[str, str] = {}
         self.backward = 5 in experiment.options.steps and experiment.has_loss(batch)
 
     # ------------------------------------------------------------------------------------------------------------ runs
@@ -94,11 +98,11 @@ class Scene:
 
     @cached_property
     def reference64(self) -> Trace:
-        return self.run("reference", "float64")
+        return self._joined(self.run("reference", "float64"))
 
     @cached_property
     def reference32(self) -> Trace:
-        return self.run("reference", "float32")
+        return self._joined(self.run("reference", "float32"))
 
     @cached_property
     def noise(self) -> Trace:
@@ -106,7 +110,7 @@ class Scene:
         model = self.model("reference", "float32")
         self.load("reference", model, self.experiment.moved(self.weights, 1)[0])
         try:
-            return self.run("reference", "float32")
+            return self._joined(self.run("reference", "float32"))
         finally:
             self.load("reference", model, self.state)
 
@@ -125,6 +129,35 @@ class Scene:
             return self.run("candidate", "float64")
         finally:
             self.load("candidate", model, self.state)
+
+    def _given_twice(self) -> dict[str, str]:
+        """What the reference's modules are given as a second argument that is also an earlier one, and its name there."""
+        found: dict[str, str] = {}
+        first: dict[tuple[str, str, bytes], str] = {}
+        for record in self.reference64.records:
+            if record.kind == "input" and record.value is not None and record.value.dtype.kind == "f":
+                call = record.name.partition("[")[0]
+                key = call, str(record.value.shape), record.value.tobytes()
+                if key in first:
+                    found[record.name] = first[key]
+                first.setdefault(key, record.name)
+        return found
+
+    def _joined(self, trace: Trace) -> Trace:
+        """The trace as if modules were given once what the candidate's are given once: attention of x, x and x is that of x."""
+        if not self._copies:
+            return trace
+        parts: dict[str, list[NDArray]] = {}
+        for record in trace.records:
+            if record.kind == "input gradient" and record.value is not None:
+                parts.setdefault(self._copies.get(record.name, record.name), []).append(record.value)
+        records = []
+        for record in trace.records:
+            if record.kind in ("input", "input gradient") and record.name in self._copies:
+                continue
+            whole = parts.get(record.name, []) if record.kind == "input gradient" else []
+            records.append(replace(record, value=sum(whole[1:], whole[0])) if len(whole) > 1 else record)
+        return replace(trace, records=tuple(records))
 
     @property
     def given(self) -> Trace:
@@ -145,6 +178,8 @@ class Scene:
             options: module path (the reference's words) -> options to set, by torch's names.
             given: records to give other values; None: not to force.
         """
+        if self.experiment.orders:
+            self.learn_orders()
         model, (framework, _) = self.model(side), self.experiment.side(side)
         paths = self.experiment.paths if side == "candidate" else {path: path for path in self.experiment.paths}
         trace = self.given
@@ -163,6 +198,12 @@ class Scene:
                 framework.set_options(model, paths[path], values)
             if state is not None:
                 self.load(side, model, self.state)
+
+    def learn_orders(self) -> None:
+        """Of what modules are given, too: free runs don't record that."""
+        if not self._orders_known:
+            self._orders_known = True
+            self.candidate64 = arrange(self.candidate64, self.experiment.learn(self.reference64, self.candidate64))
 
     # --------------------------------------------------------------------------------------------------------- judging
 
@@ -240,6 +281,11 @@ class Scene:
     def forced_run(self) -> Trace:
         """The candidate's forced run, without a change."""
         trace = self.forced()
+        self._copies = {name: copy for name, copy in self._given_twice().items() if trace.get("input", name) is None}
+        if self._copies:
+            self.reference64, self.reference32 = self._joined(self.reference64), self._joined(self.reference32)
+            self.noise = self._joined(self.noise)
+            trace = self.forced()
         differing = [key for key in self.failing(trace, ["input"]) if not _is_float(trace.get(*key))]
         if not differing:
             return trace

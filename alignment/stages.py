@@ -23,6 +23,7 @@ from alignment.frameworks import Framework, ModuleInfo, own_loss
 from alignment.fullsize import FULL_SIZE, Shares, judge_full_size
 from alignment.initializers import FALSE_ALARM_RATE, compare_initializers
 from alignment.metrics import classification_metrics
+from alignment.orders import note
 from alignment.report import StageResult, TensorResult
 from alignment.scope import Scope, listed, with_reason
 from alignment.trace import Kind, Record, Trace, widest
@@ -74,6 +75,9 @@ def run_stages(experiment: Experiment, progress: Progress, probe: Experiment | N
                 raise
             judged, reason = [], str(error)
         results += [stage_of(stage, judged, reason) for stage in running]
+    said = note(experiment.orders)
+    if said:
+        results = [replace(one, notes=(*one.notes, said)) if one.name == "forward" else one for one in results]
     return tuple(within(experiment.scope, result) for result in results)
 
 
