@@ -134,6 +134,23 @@ def largest_gradient(trace: Trace) -> float:
     return widest([trace.get("gradient", name) for name in trace.names("gradient")])
 
 
+def summands_of(trace: Trace) -> dict[str, tuple[float, float]]:
+    """What the gradients of a module's parameters sum up, about, by a detailed run: module path -> two figures.
+
+    The one is Σ|∂y| over its outputs y in all calls (their number × their RMS); the other the largest RMS of its inputs, or 1.
+    """
+    found = {path_of(name): (0.0, 1.0) for name in trace.names("activation gradient")}
+    for record in trace.records:
+        value, path = record.value, path_of(record.name)
+        flows = record.kind in ("activation gradient", "input") and path in found
+        if not flows or value is None or value.dtype.kind != "f" or not value.size:
+            continue
+        size = math.sqrt(float(np.mean(np.square(value, dtype=np.float64))))
+        terms, seen = found[path]
+        found[path] = (terms, max(seen, size)) if record.kind == "input" else (terms + value.size * size, seen)
+    return found
+
+
 @dataclass
 class Model:
     """A model that is used again. user: who loaded its weights last."""
@@ -312,13 +329,17 @@ class Experiment:
                 )
                 progress()
 
-    def detailed(self, weights: str, batch: str) -> Trace:
-        """A detailed float64 run of the reference, of a batch and a set of weights by name."""
+    def summands(self, weights: str, batch: str) -> Mapping[str, tuple[float, float]]:
+        """`summands_of` a detailed float64 run of the reference, of a batch and a set of weights by name."""
         held = self.model("reference", "float64")
         held.user = None
         self.reference.load_state(held.module, self.weights[weights])
         given = next(one for one in self.batches if one.name == batch)
-        return self.run("reference", held.module, given, True, detail=True)
+        return summands_of(self.run("reference", held.module, given, True, detail=True))
+
+    def initial(self, side: str, seed: int) -> State:
+        """What a side's own initialiser gives under a seed."""
+        return self.side(side)[0].read_state(self.build(side, seed))
 
     def _used(self, side: str, dtype: str) -> Any:
         model = self.model(side, dtype)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from alignment.capture_file import SavedTrace
 from alignment.causes import WeightSuspect
-from alignment.compare import EPS64, Comparison, Pair, Tolerance, bitwise, measure
+from alignment.compare import EPS64, Comparison, Pair, bitwise, measure
 from alignment.correspondence import OF_MODULES, first_names, packed_tensors, parted, path_of, rename, renamed
 from alignment.errors import AlignmentError
 from alignment.experiment import SIDES, Experiment, Options
@@ -26,6 +26,7 @@ from alignment.frameworks import Framework
 from alignment.localise import FLOWS, FORWARD, Root, Scene, first_is_root, row_of
 from alignment.recorded import Recorded, settle_recorded
 from alignment.report import StageResult, TensorResult
+from alignment.stages import within
 from alignment.trace import Kind, Trace, widest
 from alignment.twins import Side, Twin
 from checkpoints import undo
@@ -50,9 +51,10 @@ class SavedPair(Scene):
         self.sides = {"reference": reference, "candidate": candidate}
         super().__init__(_experiment(reference, candidate), reference.weights, reference.batch)
         packed = packed_tensors(self.experiment.layout)
-        records = (part for record in reference.trace.records for part in parted(record, packed))
-        self.reference64 = replace(reference.trace, records=tuple(records))
-        self.candidate64 = renamed(candidate.trace, self.experiment.called)
+        ours, theirs = (self._outside(saved.trace, number) for number, saved in enumerate((reference, candidate)))
+        records = (part for record in ours.records for part in parted(record, packed))
+        self.reference64 = replace(ours, records=tuple(records))
+        self.candidate64 = renamed(theirs, self.experiment.called)
         self.forced_run = self.candidate64
         self.candidate_state = candidate.state
 
@@ -73,6 +75,12 @@ class SavedPair(Scene):
         """
         raise AlignmentError(f"the {side} of a saved pair can't be run: there is no model")
 
+    def _outside(self, trace: Trace, side: int) -> Trace:
+        """A side's run without what is inside a module that is compared at its boundary."""
+        inside = self.experiment.scope.is_inside
+        kept = (r for r in trace.records if r.kind not in OF_MODULES or not inside(side, path_of(r.name)))
+        return replace(trace, records=tuple(kept)) if self.experiment.scope.inside[side] else trace
+
     # ------------------------------------------------------------------------------------------------------- comparing
 
     def judge(self, kind: Kind, name: str, candidate: NDArray | None) -> Comparison:
@@ -81,7 +89,7 @@ class SavedPair(Scene):
         scale = self.gradient_scale if kind in BACKWARD else 0.0
         # A loss is a difference of logits, and has their rounding.
         scale = widest([self.reference64.get("logits", "logits")]) if kind == "loss" else scale
-        tolerance = Tolerance()
+        tolerance = self.experiment.scope.tolerance(name, self._called(name))
         comparison = measure(Pair(truth, truth, truth, candidate, scale=scale), tolerance)
         if comparison.decided_by == "bitwise" and comparison.verdict == "aligned":
             return replace(comparison, reason="equal bit for bit")
@@ -156,8 +164,16 @@ class SavedPair(Scene):
 
     @cached_property
     def differing(self) -> frozenset[Key]:
-        """Records that diverge, less what a module is given where all that is made of it agrees (a mask of −1e4 for −∞)."""
-        failing = {key for key, comparison in self.comparisons.items() if comparison.verdict == "diverged"}
+        """Records that diverge, less what a module is given where all that is made of it agrees (a mask of −1e4 for −∞).
+
+        What a mapping leaves out is none of them, so that what diverges because of it stands by itself.
+        """
+        left_out = self.experiment.scope.left_out
+        failing = {
+            key
+            for key, comparison in self.comparisons.items()
+            if comparison.verdict == "diverged" and not left_out(*key, self._called(key[1]))
+        }
         return frozenset(key for key in failing if key[0] != "input" or self._calls.made_of(key[1]) & failing)
 
     @cached_property
@@ -441,7 +457,7 @@ def pair_stages(pair: SavedPair) -> tuple[tuple[StageResult, ...], tuple[str, ..
         else:
             rows = [_row(pair, key, roots) for key in pair.comparisons if key[0] in kinds and _listed(pair, key)]
             stages.append(StageResult(step, name, tuple(rows)))
-    found = tuple(stage for stage in stages if stage.tensors or stage.step != 2)
+    found = tuple(within(pair.experiment.scope, stage) for stage in stages if stage.tensors or stage.step != 2)
     if any(tensor.root for stage in found for tensor in stage.tensors):
         return found, tuple(notes)
     return first_is_root(found), tuple(notes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.compare import EPS32, Comparison, Pair, Tolerance, bitwise, measure, overall, settle
-from alignment.correspondence import first_names, holder, path_of, rename
+from alignment.correspondence import first_names, holder, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import LEARNING_RATE, Case, Experiment
 from alignment.frameworks import Framework, ModuleInfo, own_loss
@@ -305,9 +305,12 @@ def initialization(experiment: Experiment) -> StageResult:
     if not (experiment.twin.reference.built and experiment.twin.candidate.built):
         note = "initializers not compared: a model given ready-made can't be drawn again; give the class or a function"
         return StageResult(2, "initialization", tuple(converted), (note,))
-    drawn = _initializers(experiment, seeds)
-    notes = (f"{seeds} seeds a side; false-alarm rate {FALSE_ALARM_RATE:g} for all initializer tests together",)
-    return StageResult(2, "initialization", (*converted, *drawn), notes)
+    drawn = compare_drawn(experiment, seeds)
+    return StageResult(2, "initialization", (*converted, *drawn), (drawn_note(seeds),))
+
+
+def drawn_note(seeds: int) -> str:
+    return f"{seeds} seeds a side; false-alarm rate {FALSE_ALARM_RATE:g} for all initializer tests together"
 
 
 def _after_conversion(experiment: Experiment) -> list[TensorResult]:
@@ -341,9 +344,8 @@ def drawn_initializers(experiment: Experiment, seeds: int) -> dict[str, tuple[ND
     moves = [move for move in layout.moves if ties[move.label] is None]
     drawn: dict[str, dict[str, list[NDArray]]] = {"reference": {}, "candidate": {}}
     for side in drawn:
-        framework, _ = experiment.side(side)
         for seed in range(seeds):
-            state = framework.read_state(experiment.build(side, seed=1 + seed))
+            state = experiment.initial(side, 1 + seed)
             state = split(state, layout) if side == "reference" else state
             for move in moves:
                 value = state[move.label] if side == "reference" else undo(state[move.target], move)
@@ -352,7 +354,8 @@ def drawn_initializers(experiment: Experiment, seeds: int) -> dict[str, tuple[ND
     return {move.label: (np.stack(ours.pop(move.label)), np.stack(theirs.pop(move.label))) for move in moves}
 
 
-def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
+def compare_drawn(experiment: Experiment, seeds: int) -> list[TensorResult]:
+    """A row for each tensor: do the two initialisers draw it from the same distribution?"""
     assert experiment.layout is not None
     targets = {move.label: move.target for move in experiment.layout.moves}
     drawn = drawn_initializers(experiment, seeds)
@@ -431,7 +434,7 @@ class _Summands:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._traces: dict[tuple[str, str], Trace] = {}
+        self._known: dict[tuple[str, str], Mapping[str, tuple[float, float]]] = {}
 
     def allow(self, one: _Measured) -> Comparison:
         """The comparison, its allowance raised by what summing up the terms may cost."""
@@ -444,24 +447,11 @@ class _Summands:
 
     def _size(self, weights: str, batch: str, name: str, shape: tuple[int, ...]) -> float:
         """Σ|term| of an element of the gradient, about: number of terms × size of the output's gradient × of the input."""
-        trace = self._trace(weights, batch)
-        calls = trace.names("activation gradient")
-        owner = holder(name, {path_of(call) for call in calls})
-        flows = [trace.get("activation gradient", call) for call in calls if path_of(call) == owner]
-        inputs = [trace.get("input", call) for call in trace.names("input") if path_of(call) == owner]
-        seen = [max(1.0, _rms(x)) for x in inputs if x is not None and x.dtype.kind == "f" and x.size] or [1.0]
-        terms = sum(flow.size * _rms(flow) for flow in flows if flow is not None and flow.size)
-        return terms / max(1, shape[0] if shape else 1) * (max(seen) if len(shape) > 1 else 1.0)
-
-    def _trace(self, weights: str, batch: str) -> Trace:
-        """A detailed float64 run of the reference."""
-        if (weights, batch) not in self._traces:
-            self._traces[weights, batch] = self._experiment.detailed(weights, batch)
-        return self._traces[weights, batch]
-
-
-def _rms(values: NDArray) -> float:
-    return math.sqrt(float(np.mean(np.square(values, dtype=np.float64))))
+        if (weights, batch) not in self._known:
+            self._known[weights, batch] = self._experiment.summands(weights, batch)
+        known = self._known[weights, batch]
+        terms, seen = known.get(holder(name, known), (0.0, 1.0))
+        return terms / max(1, shape[0] if shape else 1) * (seen if len(shape) > 1 else 1.0)
 
 
 def _judge_activations(experiment: Experiment, case: Case) -> Iterable[_Measured]:
