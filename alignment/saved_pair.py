@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from alignment.capture_file import SavedTrace
 from alignment.causes import WeightSuspect
-from alignment.compare import EPS64, Comparison, Pair, bitwise, measure
+from alignment.compare import EPS64, Comparison, Pair, Tolerance, bitwise, measure
 from alignment.correspondence import OF_MODULES, first_names, packed_tensors, parted, path_of, rename, renamed
 from alignment.errors import AlignmentError
 from alignment.experiment import SIDES, Experiment, Options
@@ -83,13 +83,15 @@ class SavedPair(Scene):
 
     # ------------------------------------------------------------------------------------------------------- comparing
 
-    def judge(self, kind: Kind, name: str, candidate: NDArray | None) -> Comparison:
+    def judge(
+        self, kind: Kind, name: str, candidate: NDArray | None, tolerance: Tolerance | None = None
+    ) -> Comparison:
         """Compare a value with the reference's, in float64 alone: there is no float32 run to measure rounding by."""
         truth = self.reference64.get(kind, name)
         scale = self.gradient_scale if kind in BACKWARD else 0.0
         # A loss is a difference of logits, and has their rounding.
         scale = widest([self.reference64.get("logits", "logits")]) if kind == "loss" else scale
-        tolerance = self.experiment.scope.tolerance(name, self._called(name))
+        tolerance = tolerance or self.experiment.scope.tolerance(name, self._called(name))
         comparison = measure(Pair(truth, truth, truth, candidate, scale=scale), tolerance)
         if comparison.decided_by == "bitwise" and comparison.verdict == "aligned":
             return replace(comparison, reason="equal bit for bit")
@@ -166,15 +168,20 @@ class SavedPair(Scene):
     def differing(self) -> frozenset[Key]:
         """Records that diverge, less what a module is given where all that is made of it agrees (a mask of −1e4 for −∞).
 
-        What a mapping leaves out is none of them, so that what diverges because of it stands by itself.
+        What a mapping leaves out, or a tolerance of its own allows, is among them: what is made of it inherits.
         """
-        left_out = self.experiment.scope.left_out
-        failing = {
-            key
-            for key, comparison in self.comparisons.items()
-            if comparison.verdict == "diverged" and not left_out(*key, self._called(key[1]))
-        }
+        failing = {key for key, found in self.comparisons.items() if found.verdict == "diverged"} | self._allowed
         return frozenset(key for key in failing if key[0] != "input" or self._calls.made_of(key[1]) & failing)
+
+    @cached_property
+    def _allowed(self) -> frozenset[Key]:
+        """Records that differ by more than rounding, and are no divergence by a tolerance of their own."""
+        own = (key for key in self.comparisons if self.experiment.scope.own(key[1], self._called(key[1])) is not None)
+        found = ((key, self.value(self.candidate64, *key)) for key in own)
+        usual = {key: self.judge(*key, value, Tolerance()).verdict for key, value in found if value is not None}
+        return frozenset(
+            key for key, one in usual.items() if one == "diverged" and self.comparisons[key].verdict != "diverged"
+        )
 
     @cached_property
     def roots(self) -> tuple[Root, ...]:
@@ -185,6 +192,8 @@ class SavedPair(Scene):
             key
             for key in self.comparisons
             if key in failing
+            and key not in self._allowed
+            and not self.experiment.scope.left_out(*key, self._called(key[1]))
             and self._calls.holder(self.owner(*key)) not in holders
             and key[1] not in self.wrong_weights
             and not any(before in failing for before in self._computed_from(*key))
