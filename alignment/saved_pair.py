@@ -83,9 +83,7 @@ class SavedPair(Scene):
 
     # ------------------------------------------------------------------------------------------------------- comparing
 
-    def judge(
-        self, kind: Kind, name: str, candidate: NDArray | None, tolerance: Tolerance | None = None
-    ) -> Comparison:
+    def judge(self, kind: Kind, name: str, candidate: NDArray | None, tolerance: Tolerance | None = None) -> Comparison:
         """Compare a value with the reference's, in float64 alone: there is no float32 run to measure rounding by."""
         truth = self.reference64.get(kind, name)
         scale = self.gradient_scale if kind in BACKWARD else 0.0
