@@ -32,9 +32,10 @@ from alignment.mapping import ModelMapping
 from alignment.recorded import Recorded, settle_recorded
 from alignment.report import Report, StageResult, TensorResult
 from alignment.saved_pair import SavedPair, no_inputs
-from alignment.scope import with_reason
+from alignment.scope import listed, with_reason
 from alignment.stages import (
     STAGES,
+    Summands,
     compare_drawn,
     drawn_note,
     judge_cases,
@@ -431,8 +432,9 @@ def _stages(
         stages.append(_weights(experiment))
     if running and experiment.layout is not None:
         rows, said = _judged(experiment, progress)
-        notes += said
-        rows += _training(experiment)
+        trained, rounding = _training(experiment)
+        notes += [*said, *rounding]
+        rows += trained
         for stage in running:
             if any(row.record in stage.records for row in rows):
                 stages.append(stage_of(stage, rows))
@@ -469,13 +471,9 @@ def _weights(experiment: RecordedExperiment) -> StageResult:
     if seeds:
         drawn, note = compare_drawn(experiment, seeds), drawn_note(seeds)
     else:
-        lacking = experiment.ours if not experiment.ours.about.initializers else experiment.theirs
-        why = (
-            "capture the reference with --initializers"
-            if lacking is experiment.ours
-            else "its model was given ready-made"
-        )
-        drawn, note = [], f"initializers not compared: the {lacking.about.side}'s capture has none ({why})"
+        lacking = next(one.about for one in (experiment.ours, experiment.theirs) if not one.about.initializers)
+        why = "--initializers keeps them" if lacking.side == "reference" else "its model was given ready-made"
+        drawn, note = [], f"initializers not compared: the {lacking.side}'s capture has none ({why})"
     return StageResult(2, "initialization", (*merge(rows), *drawn), (note,))
 
 
@@ -592,12 +590,16 @@ def _saved(capture: Capture, weights: str, batch: Batch) -> SavedTrace:
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def _training(experiment: RecordedExperiment) -> list[TensorResult]:
-    """A row for the loss and for each parameter's change, over all training steps: its worst."""
+def _training(experiment: RecordedExperiment) -> tuple[list[TensorResult], list[str]]:
+    """A row for the loss and for each parameter's change, over all training steps: its worst; and notes.
+
+    A parameter whose gradient is zero but for rounding (a bias that a batch norm takes away again) has no row: Adam's steps
+    are as large as any, and go wherever rounding goes, which is another matter in every framework.
+    """
     name, batch = next(iter(experiment.weights)), experiment.batches[0].name
     steps = experiment.ours.about.train_steps
     if not steps or experiment.layout is None:
-        return []
+        return [], []
     ours = experiment.ours.run(name, batch, "float32", purpose="train")
     theirs = experiment.theirs.run(name, batch, "float32", purpose="train")
     if ours is None or theirs is None:
@@ -606,11 +608,15 @@ def _training(experiment: RecordedExperiment) -> list[TensorResult]:
     noise = [experiment.parted(run) for run in experiment.ours.noise(name, batch, "train")]
     weights = split(experiment.weights[name], experiment.layout)
     moves = {move.label: move for move in experiment.layout.moves}
-    rows = []
-    for key in ours.order:
+    rows, summands = [], Summands(experiment)
+    rounding: dict[str, None] = {}
+    for key in (key for key in ours.order if key[0] != "gradient"):
         kind, label = key
         step, _, own = label.partition("/")
-        move = moves.get(own)
+        move, truth = moves.get(own), ours.trace.get("gradient", f"1/{own}")
+        if truth is not None and truth.size and _rms(truth) <= summands.rounding(name, batch, own, truth.shape):
+            rounding[own] = None
+            continue
         if experiment.scope.left_out(kind, own, own if move is None else move.target):
             continue
         target = (kind, f"{step}/{move.target}") if kind == "update" and move is not None else key
@@ -635,7 +641,8 @@ def _training(experiment: RecordedExperiment) -> list[TensorResult]:
             )
         what, candidate = own + TRAINING, (own if move is None else move.target) + TRAINING
         rows.append(result_of(kind, what, candidate, comparison, name, f"step {step}"))
-    return merge(rows)
+    notes = [f"not compared in training, as their gradients are rounding alone: {listed(list(rounding))}"]
+    return merge(rows), notes if rounding else []
 
 
 def judge_step(

@@ -476,7 +476,8 @@ class _Capturing:
             for kind, name in (("loss", "loss"), *(("update", name) for name in parameters))
         ]
         runs = 1 + (TRAIN_NOISE_RUNS if self.side == "reference" else 0)
-        return runs * listing_cost(keys) if keys else 0
+        exact = [("gradient", f"1/{name}") for name in parameters]
+        return runs * listing_cost(keys) + listing_cost(exact) if keys else 0
 
     def _loaded(self, weights: Mapping[str, State]) -> dict[str, State]:
         """What the model holds once it was given each set."""
@@ -616,15 +617,33 @@ class _Capturing:
             def sink(step: int, record: Record, records: list[Record] = records) -> None:
                 records.append(replace(record, name=f"{step}/{record.name}"))
 
-            losses = self.framework.train(
-                model, batches, loss=experiment.loss(self.side), learning_rate=LEARNING_RATE, sink=sink
-            )
+            try:
+                losses = self.framework.train(
+                    model, batches, loss=experiment.loss(self.side), learning_rate=LEARNING_RATE, sink=sink
+                )
+            except (Exception, SystemExit) as error:  # a user's model may raise anything
+                what = f"{type(error).__name__}: {error}"
+                raise AlignmentError(f"the {self.side} ({self.about.target}) fails in training: {what}") from error
             records += [
                 Record("loss", f"{step}/loss", np.array(loss, np.float64)) for step, loss in enumerate(losses, start=1)
             ]
+            if self.side == "reference" and not number:
+                records += self._exact(state, batches[0])
             trace = Trace(self.framework.name, "float32", tuple(records))
             runs.append(Run("train", name, experiment.batches[0].name, number, trace))
         yield runs
+
+    def _exact(self, state: State, batch: Batch) -> list[Record]:
+        """The gradients of the first training step in float64: what is zero but for rounding is told by them."""
+        model = self.experiment.model(self.side, "float64").module
+        self.framework.load_state(model, state)
+        trace = self.experiment.run(self.side, model, batch, True)
+        parameters = {slot.name for slot in self.about.slots if slot.role == "parameter"}
+        return [
+            replace(record, name=f"1/{record.name}")
+            for record in trace.records
+            if record.kind == "gradient" and record.name in parameters
+        ]
 
     def _training_batches(self) -> list[Batch]:
         """A batch for each step: those that are shaped as the first, in turn."""
@@ -634,6 +653,10 @@ class _Capturing:
         usable = [batch for batch in alike if self.experiment.has_loss(batch)]
         if not usable:
             raise AlignmentError("no batch has targets, and so there is nothing to train by: leave out --train-steps")
+        if not any(slot.role == "parameter" for slot in self.about.slots):
+            raise AlignmentError(
+                "the model has no parameters, and so there is nothing to train: leave out --train-steps"
+            )
         return [usable[step % len(usable)] for step in range(self.about.train_steps)]
 
 

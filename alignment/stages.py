@@ -401,7 +401,7 @@ def judge_cases(
         if own_loss(experiment.twin.loss):
             metrics += _judge_metrics(case)
     results = []
-    summands = _Summands(experiment)
+    summands = Summands(experiment)
     for group in groups.values():
         own = experiment.scope.own(group[0].reference_name, group[0].candidate_name)
         settled = _settled(group, summands, own.tolerance if own else None)
@@ -415,7 +415,7 @@ def judge_cases(
     return merge([*results, *metrics])
 
 
-def _settled(group: list[_Measured], summands: _Summands, tolerance: Tolerance | None = None) -> list[Comparison]:
+def _settled(group: list[_Measured], summands: Summands, tolerance: Tolerance | None = None) -> list[Comparison]:
     """The comparisons of one record in all cases, their precision judged."""
     settled = settle([one.comparison for one in group], tolerance)
     if any(comparison.decided_by == "precision" for comparison in settled) and group[0].record == "gradient":
@@ -423,7 +423,7 @@ def _settled(group: list[_Measured], summands: _Summands, tolerance: Tolerance |
     return settled
 
 
-class _Summands:
+class Summands:
     """How large the terms are that a parameter's gradient sums: a second look at what seems imprecise.
 
     A gradient whose terms cancel is small beside them, and so may one side's error be by luck or by a wider accumulator;
@@ -441,9 +441,13 @@ class _Summands:
         comparison = one.comparison
         if comparison.error32 is None or comparison.shape is None or one.reference_name is None:
             return comparison
-        extra = SUMMED_ULPS * EPS32 * self._size(one.weights, one.batch, one.reference_name, comparison.shape)
+        extra = self.rounding(one.weights, one.batch, one.reference_name, comparison.shape)
         error, noise, floor = comparison.largest32
         return replace(comparison, floor32=comparison.floor32 + extra, largest32=(error, noise, floor + 4 * extra))
+
+    def rounding(self, weights: str, batch: str, name: str, shape: tuple[int, ...]) -> float:
+        """How far float32 rounding may put an element of a gradient."""
+        return SUMMED_ULPS * EPS32 * self._size(weights, batch, name, shape)
 
     def _size(self, weights: str, batch: str, name: str, shape: tuple[int, ...]) -> float:
         """Σ|term| of an element of the gradient, about: number of terms × size of the output's gradient × of the input."""
