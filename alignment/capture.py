@@ -170,6 +170,11 @@ def capture_reference(
         asked = lone_reference(asked, inputs, loss, mode)
     elif inputs is not None or loss is not None or mode != "eval":
         raise AlignmentError("inputs, a loss and a mode go with a model that is given itself; a twin has its own")
+    if Path(options.weights).suffix == ".pdparams" and asked.reference.framework != "paddle":
+        raise AlignmentError(
+            f"{options.weights}: is in Paddle's layout, which the reference's side alone does not tell: convert it first, with "
+            "`align convert`"
+        )
     address = twin if isinstance(twin, str) else asked.name if TWINS.get(asked.name) is asked else ""
     if initializers and not asked.reference.built:
         raise AlignmentError(

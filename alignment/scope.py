@@ -130,14 +130,16 @@ def spell_out(scope: Scope, reference: Tree, candidate: Tree, records: Iterable[
         found = {name for name in names if any(re.fullmatch(pattern, name) for pattern in patterns)}
         return tuple(sorted(name for name in found if found.isdisjoint(_above(name))))
 
-    mapping = scope.mapping
-    tolerances = ((matched(own.pattern), own) for own in mapping.tolerances)
+    mapping, tolerances = scope.mapping, []
+    for own in mapping.tolerances:
+        found, reason = matched(own.pattern), "".join(mark if mark.isprintable() else " " for mark in own.reason)
+        tolerances += [(found, replace(own, pattern=any_of(found), reason=reason))] if found else []
     return Said(
         tuple(sorted(scope.kept)),
-        scope.modules,
+        dict(scope.modules),
         matched(*mapping.ignore),
         matched(*mapping.boundary),
-        tuple((found, replace(own, pattern=any_of(found))) for found, own in tolerances if found),
+        tuple(tolerances),
         scope.notes,
     )
 

@@ -333,6 +333,7 @@ def test_files_that_do_not_belong_together(tmp_path, plain) -> None:
         ),
         (("capture", "--side", "paddle", "--from", "R", "--strict", "-o", "OUT"), "--strict is taken from"),
         (("capture", "--side", "paddle", "--from", "R", "--initializers", "-o", "OUT"), "--initializers is taken from"),
+        (("capture", TEXT, "--side", "torch", "--weights", "x.pdparams", "-o", "OUT"), "`align convert`"),
         (("capture", TEXT, "--side", "torch", "--mapping", "m.toml", "-o", "OUT"), "goes with the candidate's capture"),
         (("compare", "R", "C", "--mapping", "none.toml"), "none.toml: can't read the mapping"),
         (("compare", "a.npy", "b.npy", "--mapping", "m.toml"), "--mapping goes with captures"),

@@ -33,8 +33,11 @@ from alignment import (
 from alignment.capture_file import read_capture
 from alignment.cli import run
 from alignment.experiment import prepare
+from alignment.frameworks import ModuleInfo
 from alignment.mapping import LayoutRule, ModelMapping, OwnTolerance, covers
+from alignment.matching import Tree
 from alignment.report import Report
+from alignment.scope import Scope, spell_out
 from alignment.views.json import SCHEMA, to_json
 from checkpoints import Rename
 
@@ -632,6 +635,21 @@ def test_training_steps_go_by_the_mapping(ports, tmp_path) -> None:
     files = tmp_path / "reference.safetensors", tmp_path / "candidate.safetensors"
     report = compare_captures(*files, (4,), mapping=mapping)
     assert {row.name: row.verdict for row in stages(report)["loss"].tensors}["loss (training)"] == "aligned"
+
+
+def test_what_travels_are_names_that_mean_what_the_patterns_did() -> None:
+    paths = ("", "layers", "layers.0", "layers.0.fc", "layers.1", "layers.1.fc", "head")
+    tree = Tree("torch", tuple(ModuleInfo(path, "Linear", False) for path in paths), ())
+    own = OwnTolerance(r"layers\.\d|output.*|", "two\nlines", floor_ulps=2.0)
+    mapping = ModelMapping(ignore=(r"layers\..*", "head"), boundary=(r"layers\.1",), tolerances=(own,))
+    said = spell_out(Scope(mapping), tree, tree, ("output[best]", "layers.0.fc#2[1]"))
+    assert (said.ignore, said.boundary) == (("head", "layers.0", "layers.1"), ("layers.1",))
+    assert said.tolerances[0][0] == ("", "layers.0", "layers.1", "output", "output[best]")
+    assert said.tolerances[0][1].reason == "two lines"
+    told, before = said.scope({}), Scope(mapping)
+    for name in (*paths, "(root)", "layers.0.fc.weight", "layers.1.fc#2[0]", "head.bias", "output[best]", "loss"):
+        assert told.ignores(name) == before.ignores(name), name
+        assert told.tolerance(name) == before.tolerance(name), name
 
 
 def test_a_mapping_is_proposed_beside_a_capture(folder, tmp_path, ports, capsys, monkeypatch) -> None:
