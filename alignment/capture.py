@@ -229,13 +229,7 @@ def capture_candidate(
     path = Path(path)
     refuse_suffix(path)
     checkpoints.check_destination(path)
-    source = read_capture(reference)
-    if source.about.side != "reference":
-        raise AlignmentError(
-            f"{reference}: is a {source.about.side}'s capture; a candidate is captured from a reference's"
-        )
-    if not source.batches or not source.weights:
-        raise AlignmentError(f"{reference}: holds no weights or no batches, and so nothing to run a candidate with")
+    source = _read_reference(reference)
     chosen = twin_of_capture(source, twin, reference, loss)
     keep = Keep(source.about.level, source.about.only, budget)
     experiment = _settled(_beside(source, chosen, faults, threads, mapping))
@@ -252,11 +246,20 @@ def capture_candidate(
         said=spell_out(experiment.scope, *trees, recorded),
     )
     if experiment.layout is None:
-        write_capture(path, about, {}, (), ())
+        write_capture(path, replace(about, initializers=0), {}, (), ())
         note = f"nothing was run: the candidate can't be given the reference's weights: {experiment.mismatch[0]}"
         return Captured(path, path.stat().st_size, {}, (note,))
     given = {name: experiment.candidate_state(state) for name, state in experiment.weights.items()}
     return _Capturing(experiment, "candidate", about, keep, source).write(path, given, progress)
+
+
+def _read_reference(path: str | Path) -> Capture:
+    source = read_capture(path)
+    if source.about.side != "reference":
+        raise AlignmentError(f"{path}: is a {source.about.side}'s capture; a candidate is captured from a reference's")
+    if not source.batches or not source.weights:
+        raise AlignmentError(f"{path}: holds no weights or no batches, and so nothing to run a candidate with")
+    return source
 
 
 def lone_reference(model: Any, inputs: Any, loss: Any, mode: Mode) -> Twin:
@@ -322,7 +325,7 @@ def trees_beside(reference: str | Path, twin: Twin) -> tuple[Tree, Tree]:
     Raises:
         AlignmentError: the file is no reference's capture, or of another twin; or the candidate can't be built.
     """
-    source = read_capture(reference)
+    source = _read_reference(reference)
     twin_of_capture(source, twin, reference)
     bare = _beside(source, twin, (), None, None)
     return tree_told(source.about), tree_of(bare.candidate, bare.candidate_model)

@@ -29,6 +29,7 @@ from alignment.errors import AlignmentError
 from alignment.experiment import SIDES
 from alignment.frameworks import reserve_threads
 from alignment.isolation import run_isolated
+from alignment.mapping import ModelMapping
 from alignment.report import Report
 from alignment.twins import DEFAULT_TWIN, TWINS, get_twin
 from alignment.views.progress import progress
@@ -190,7 +191,9 @@ def _run_apart(
     arguments += ["--strict"] if given["strict"] else []
     arguments += ["--initializers"] if 2 in steps else []
     planted = [part for fault in given["faults"] for part in ("--inject", fault)]
-    planted += ["--mapping", given["mapping"]] if given["mapping"] else []
+    if given["mapping"]:
+        ModelMapping.read(given["mapping"])  # before the work: the candidate comes second
+        planted += ["--mapping", given["mapping"]]
     reports = []
     with progress("preparing") as show:
         for name in names:

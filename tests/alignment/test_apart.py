@@ -107,7 +107,7 @@ def test_a_candidate_that_cannot_take_the_weights_is_captured_all_the_same(tmp_p
     twin = get_twin(TEXT)
     other = replace(twin, candidate=replace(twin.candidate, settings={"embed": 20}))
     reference, candidate = tmp_path / "r.safetensors", tmp_path / "c.safetensors"
-    capture_reference(twin, reference, QUICK)
+    capture_reference(twin, reference, QUICK, initializers=True)
     written = capture_candidate(reference, candidate, other)
     assert "can't be given the reference's weights" in written.notes[0]
     apart, live = compare_captures(reference, candidate), check(other, replace(QUICK, steps=(1,)))
@@ -339,6 +339,7 @@ def test_files_that_do_not_belong_together(tmp_path, plain) -> None:
         (("compare", "a.npy", "b.npy", "--mapping", "m.toml"), "--mapping goes with captures"),
         (("compare", "a.npy", "b.npy", "--strict"), "--strict goes with captures"),
         (("map", TEXT, "--from", "R", "--set", "embed=8", "-o", "NEW"), "--set is taken from"),
+        (("map", TEXT, "--from", "C", "-o", "NEW"), "is a candidate's capture"),
         (("map", "fast-transformer", "--from", "R", "-o", "NEW"), "not of fast-transformer"),
         (("check", TEXT, "--timeout", "5"), "--timeout goes with --isolate, or with --reference-python"),
     ],
