@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from alignment.capture_file import Capture, Key, Run, SavedTrace, Why, read_capture
 from alignment.check import Progress, report_of
 from alignment.compare import EPS32, Comparison, Tolerance, bitwise
-from alignment.correspondence import OF_MODULES, packed_tensors, parted, path_of, rename
+from alignment.correspondence import OF_MODULES, packed_tensors, parted, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import Case, Experiment, Model, Options, State
 from alignment.figures import Figures, compare_figures, figures_of, float32_error, value_of
@@ -199,7 +199,7 @@ class RecordedExperiment(Experiment):
             return run
 
         def holds(key: Key) -> bool:
-            return key[0] not in OF_MODULES or not self.scope.is_inside(side, path_of(key[1]))
+            return self.scope.is_outside(side, *key)
 
         records = tuple(record for record in run.trace.records if holds((record.kind, record.name)))
         return replace(

@@ -77,9 +77,9 @@ class SavedPair(Scene):
 
     def _outside(self, trace: Trace, side: int) -> Trace:
         """A side's run without what is inside a module that is compared at its boundary."""
-        inside = self.experiment.scope.is_inside
-        kept = (r for r in trace.records if r.kind not in OF_MODULES or not inside(side, path_of(r.name)))
-        return replace(trace, records=tuple(kept)) if self.experiment.scope.inside[side] else trace
+        scope = self.experiment.scope
+        kept = (record for record in trace.records if scope.is_outside(side, record.kind, record.name))
+        return replace(trace, records=tuple(kept)) if scope.inside[side] else trace
 
     # ------------------------------------------------------------------------------------------------------- comparing
 

@@ -123,7 +123,8 @@ def spell_out(scope: Scope, reference: Tree, candidate: Tree, records: Iterable[
     """The scope with names in place of patterns. records: names of what was recorded, which a pattern may match, too."""
     names = {*RESULTS, *_paths(records)}
     for tree in (reference, candidate):
-        names |= {module.path for module in tree.modules} | {slot.name for slot in tree.slots}
+        names |= {module.path for one in (tree, tree.opened) for module in one.modules}
+        names |= {slot.name for slot in tree.slots} | {label for label, _ in tree.labelled}
     names |= {above for name in names for above in _above(name)}
 
     def matched(*patterns: str) -> tuple[str, ...]:
