@@ -21,6 +21,7 @@ from alignment.capture_file import (
     About,
     Capture,
     CaptureWriter,
+    Dropout,
     Key,
     Level,
     Loss,
@@ -162,6 +163,11 @@ def capture_reference(
         raise AlignmentError(
             "a mapping goes with the candidate, which is given weights by it: name it where the candidate is captured, or "
             "where the two are compared"
+        )
+    if options.precision != "float32":
+        raise AlignmentError(
+            f"a capture holds runs in float32 and float64, none in {options.precision}: a precision goes with a check in one "
+            "environment"
         )
     refuse_suffix(path)
     checkpoints.check_destination(path)
@@ -350,7 +356,7 @@ def _beside(
     framework = get_framework(twin.candidate.framework)
     bare = Experiment(
         twin,
-        Options(seed=about.seed, faults=planted, strict=about.strict, mapping=mapping),
+        Options(seed=about.seed, faults=planted, strict=about.strict, mapping=mapping, dropout=about.dropout),
         dict(about.settings),
         cast(Framework, Recorded(about)),
         framework,
@@ -403,6 +409,7 @@ def _about(experiment: Experiment, side: str, model: Any, keep: Keep) -> About:
         layers={module.path: framework.options(wide, module.path) for module in modules},
         loss=twin.loss,
         mode=twin.mode,
+        dropout=cast(Dropout, options.dropout or twin.dropout),
         padding=twin.padding(experiment.settings),
         device=framework.device(model),
         versions=framework.versions(),

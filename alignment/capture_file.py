@@ -64,6 +64,7 @@ WEIGHT_DTYPES = RECORD_DTYPES | {"bfloat16": "BF16"}
 
 Loss = Literal["model", "criterion", "outputs", "function"]
 Mode = Literal["eval", "train"]
+Dropout = Literal["frozen", "seeded"]
 Side = Literal["reference", "candidate"]
 Level = Literal["all", "boundaries", "statistics"]
 Purpose = Literal["case", "detail", "train"]
@@ -79,9 +80,9 @@ class About:
 
     side, framework, device, versions: what ran, and where. twin, address, target: of what; address is how the twin was asked
     for. settings: constructor keywords as used. options: of the check, as in a report.
-    loss, mode, padding: as in `alignment.Twin`; padding is the id itself. data, notes, faults: for the report. seed: of weights
-    and batches. strict: as in `alignment.Options`. learning_rate: of Adam's steps. threads: of the runs. initializers: how many
-    times the side's own initialiser was drawn from.
+    loss, mode, dropout, padding: as in `alignment.Twin`; padding is the id itself. data, notes, faults: for the report. seed: of
+    weights and batches. strict: as in `alignment.Options`. learning_rate: of Adam's steps. threads: of the runs. initializers:
+    how many times the side's own initialiser was drawn from.
     mismatch: why the candidate could not be given the reference's weights; nothing was run then.
     level, only, budget: what was to be kept. of: identity of the reference's capture that a candidate's was made from.
     slots: the state dict's entries, in order. modules: the module tree. layers: module path -> option by torch's name ->
@@ -98,6 +99,7 @@ class About:
     layers: Options
     loss: Loss
     mode: Mode = "eval"
+    dropout: Dropout = "frozen"
     padding: int = 0
     device: str = "cpu"
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -638,13 +640,9 @@ def _initial(number: int, about: About, taken: _Tensors) -> State:
 
 
 def _about(header: dict[str, Any]) -> About:
-    side, loss, level, mode = (_text(header, name) for name in ("side", "loss", "level", "mode"))
-    for what, value, known in (
-        ("side", side, Side),
-        ("loss", loss, Loss),
-        ("level", level, Level),
-        ("mode", mode, Mode),
-    ):
+    side, loss, level, mode, dropout = (_text(header, name) for name in ("side", "loss", "level", "mode", "dropout"))
+    told = (("side", side, Side), ("loss", loss, Loss), ("level", level, Level), ("mode", mode, Mode))
+    for what, value, known in (*told, ("dropout", dropout, Dropout)):
         if value not in get_args(known):
             raise _HeaderError(f"{what} {value!r} is none of {', '.join(get_args(known))}")
     modules = _get(header, "modules", list)
@@ -658,6 +656,7 @@ def _about(header: dict[str, Any]) -> About:
         layers={module["path"]: _options(module) for module in modules},
         loss=loss,  # type: ignore[arg-type]
         mode=mode,  # type: ignore[arg-type]
+        dropout=dropout,  # type: ignore[arg-type]
         padding=_get(header, "padding", int),
         device=_text(header, "device"),
         versions=_texts(header, "versions"),

@@ -433,3 +433,18 @@ def test_training_steps_tell_right_ports_from_optimizers_that_differ(tmp_path, m
     for fault in FAULTS.values():
         monkeypatch.setattr(paddle.optimizer, "Adam", lambda fault=fault, **given: ADAM(**given, **fault))
         assert training(), fault
+
+
+# ------------------------------------------------------------------------------------------------------- how it was run
+
+
+def test_dropout_that_was_seeded_is_so_on_both_sides(tmp_path) -> None:
+    ours, theirs = models("Net")
+    options = Options(dropout="seeded", steps=(3, 4, 5))
+    live = check(options=options, reference=ours, candidate=theirs, inputs=X)
+    files = captured(tmp_path, ours, theirs, inputs=X, options=options)
+    assert read_capture(files[1]).about.dropout == "seeded"
+    assert compare_captures(*files, steps=(3, 4, 5)).twins[0].stages == live.twins[0].stages
+    assert live.verdict == "aligned"
+    with pytest.raises(AlignmentError, match="none in bfloat16"):
+        capture_reference(ours, files[0], Options(precision="bfloat16"), inputs=X)

@@ -268,6 +268,7 @@ def overlapping(_told: dict[str, Any], outer: dict[str, Any]) -> None:
         (overlapping, "its bytes are not where its shape"),
         (at("schema_version", value=2), "schema version 2 is not known here; 3 is"),
         (at("mode", value="both"), "mode 'both' is none of eval, train"),
+        (at("dropout", value="some"), "dropout .some. is none of frozen, seeded"),
         (at("initializers", value=2), "'initial/1/fc.weight' that its header lists is missing"),
         (at("initializers", value=10**6), "at most 1000 are read"),
         (at("said", "tolerances", 0, "semantics_margin", value=0), "a tolerance of its own is none"),
