@@ -644,7 +644,7 @@ def test_what_travels_are_names_that_mean_what_the_patterns_did() -> None:
     mapping = ModelMapping(ignore=(r"layers\..*", "head"), boundary=(r"layers\.1",), tolerances=(own,))
     said = spell_out(Scope(mapping), tree, tree, ("output[best]", "layers.0.fc#2[1]"))
     assert (said.ignore, said.boundary) == (("head", "layers.0", "layers.1"), ("layers.1",))
-    assert said.tolerances[0][0] == ("", "layers.0", "layers.1", "output", "output[best]")
+    assert said.tolerances[0][0] == ("", "layers.0", "layers.1", "output")
     assert said.tolerances[0][1].reason == "two lines"
     told, before = said.scope({}), Scope(mapping)
     for name in (*paths, "(root)", "layers.0.fc.weight", "layers.1.fc#2[0]", "head.bias", "output[best]", "loss"):
