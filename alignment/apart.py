@@ -21,18 +21,32 @@ from numpy.typing import NDArray
 
 from alignment.capture_file import Capture, Key, Run, SavedTrace, Why, read_capture
 from alignment.check import Progress, report_of
-from alignment.compare import EPS32, Comparison, bitwise
+from alignment.compare import EPS32, Comparison, Tolerance, bitwise
 from alignment.correspondence import OF_MODULES, packed_tensors, parted, rename
 from alignment.errors import AlignmentError
-from alignment.experiment import Case, Experiment, Model, Options
+from alignment.experiment import Case, Experiment, Model, Options, State
 from alignment.figures import Figures, compare_figures, figures_of, float32_error, value_of
 from alignment.frameworks import Framework
 from alignment.localise import Scene, first_is_root, localise
+from alignment.mapping import ModelMapping
 from alignment.recorded import Recorded, settle_recorded
 from alignment.report import Report, StageResult, TensorResult
 from alignment.saved_pair import SavedPair, no_inputs
-from alignment.stages import STAGES, judge_cases, merge, no_weights, result_of, stage_of, structure, within
-from alignment.trace import Kind, Record, Trace, widest
+from alignment.scope import listed, with_reason
+from alignment.stages import (
+    STAGES,
+    Summands,
+    compare_drawn,
+    drawn_note,
+    judge_cases,
+    merge,
+    no_weights,
+    result_of,
+    stage_of,
+    structure,
+    within,
+)
+from alignment.trace import Kind, Record, Terms, Trace, widest
 from alignment.twins import Side, Twin
 from checkpoints import split, undo
 from fake_data import Batch
@@ -53,6 +67,9 @@ def compare_captures(
     candidate: str | Path,
     steps: Sequence[int] = (1, 2, 3, 4, 5),
     progress: Progress | None = None,
+    *,
+    mapping: ModelMapping | str | None = None,
+    strict: bool = False,
 ) -> Report:
     """Judge a candidate's capture by the reference's, as `alignment.check` judges two live sides.
 
@@ -60,16 +77,20 @@ def compare_captures(
         reference, candidate: files of `capture_reference` and `capture_candidate`.
         steps: which stages, by number.
         progress: called with (done, total) after every batch.
+        mapping: what is compared, and how strictly, a value or a file; None: what the candidate was captured with. Weights
+            stay where that mapping put them.
+        strict: as in `alignment.Options`, of the running variances alone; a reference that was captured so needs no saying.
 
     Raises:
-        AlignmentError: one is no capture, or the candidate's was not made from this reference's.
+        AlignmentError: one is no capture, the candidate's was not made from this reference's, or the mapping does not fit.
     """
     start = time.perf_counter()
     ours, theirs = read_capture(reference), read_capture(candidate)
     files = f"{reference} and {candidate}"
     _refuse_strangers(ours, theirs, files)
+    chosen = ModelMapping.read(mapping) if isinstance(mapping, str) else mapping
     try:
-        experiment = _experiment(ours, theirs, tuple(steps))
+        experiment = _experiment(ours, theirs, tuple(steps), chosen, strict)
         stages, notes = _stages(experiment, progress)
     except AlignmentError as error:
         raise AlignmentError(f"{files}: {error}") from error
@@ -78,7 +99,8 @@ def compare_captures(
         what = f"{type(error).__name__}: {error}"
         raise AlignmentError(f"{files}: what they hold does not fit together: {what}") from error
     seconds = time.perf_counter() - start
-    notes = (f"captured apart: {files}", *_short(ours, theirs), *_devices(ours, theirs), *ours.about.notes, *notes)
+    said = (*_short(ours, theirs), *_devices(ours, theirs), *_half_strict(ours, strict), *ours.about.notes)
+    notes = (f"captured apart: {files}", *said, *notes)
     report = report_of(experiment, experiment, stages, seconds, notes)
     # No options: there is no twin to be run again.
     result = replace(report.twins[0], faults=theirs.about.faults, options={})
@@ -103,6 +125,14 @@ def _short(ours: Capture, theirs: Capture) -> list[str]:
     return [
         f"the {side}'s capture left out {count} records for want of room" for side, count in counts.items() if count
     ]
+
+
+def _half_strict(ours: Capture, strict: bool) -> list[str]:
+    half = strict and not ours.about.strict and any(slot.kind == "Embedding" for slot in ours.about.slots)
+    said = (
+        "strict of running variances alone: embeddings' rows of zeros stayed zero; capture the reference with --strict"
+    )
+    return [said] if half else []
 
 
 def _devices(ours: Capture, theirs: Capture) -> list[str]:
@@ -135,10 +165,14 @@ class RecordedExperiment(Experiment):
         """No model: what is known of it is in the capture."""
         return Model(None)
 
-    def detailed(self, weights: str, batch: str) -> Trace:
-        """The detailed run that was captured; of another case nothing more is known."""
-        run = self.ours.run(weights, batch, "float64", purpose="detail")
-        return Trace(self.ours.about.framework, "float64", ()) if run is None else run.trace
+    def summands(self, weights: str, batch: str) -> Mapping[str, Terms]:
+        """What was captured of them."""
+        run = self.ours.run(weights, batch, "float64")
+        return {} if run is None else run.summands
+
+    def initial(self, side: str, seed: int) -> State:
+        """What was captured of the draws, the first of seed 1."""
+        return (self.ours if side == "reference" else self.theirs).initial[seed - 1]
 
     def runs(self, weights: str, batch: Batch) -> _Runs:
         """The runs of one case.
@@ -154,10 +188,27 @@ class RecordedExperiment(Experiment):
                     raise AlignmentError(
                         f"the {side}'s capture has no {dtype} run of {weights} weights on batch {batch.name}"
                     )
-                found.append(self._called(run) if side == "candidate" else self.parted(run))
+                found.append(self._called(run) if side == "candidate" else self.parted(self._outside(run, 0)))
         one, two, three, four = found
-        noise = tuple(self.parted(run) for run in self.ours.noise(weights, batch.name))
+        noise = tuple(self.parted(self._outside(run, 0)) for run in self.ours.noise(weights, batch.name))
         return _Runs(one, two, three, four, noise, self)
+
+    def _outside(self, run: Run, side: int) -> Run:
+        """A run without the modules that are inside one that is compared at its boundary; by the side's own names."""
+        if not self.scope.inside[side]:
+            return run
+
+        def holds(key: Key) -> bool:
+            return self.scope.is_outside(side, *key)
+
+        records = tuple(record for record in run.trace.records if holds((record.kind, record.name)))
+        return replace(
+            run,
+            trace=replace(run.trace, records=records),
+            figures={key: figures for key, figures in run.figures.items() if holds(key)},
+            left_out={key: why for key, why in run.left_out.items() if holds(key)},
+            order=tuple(key for key in run.order if holds(key)),
+        )
 
     def parted(self, run: Run) -> Run:
         """A run of the reference with the parts of a tensor in its place, where these have counterparts of their own.
@@ -205,6 +256,7 @@ class RecordedExperiment(Experiment):
 
     def _called(self, run: Run) -> Run:
         """The candidate's run, its modules called by the reference's names."""
+        run = self._outside(run, 1)
 
         def to(key: Key) -> Key:
             return (key[0], rename(key[1], self.called)) if key[0] in OF_MODULES else key
@@ -319,7 +371,9 @@ class _Runs:
 _WORSE = ("value", "figures", "only", "level", "budget")
 
 
-def _experiment(ours: Capture, theirs: Capture, steps: tuple[int, ...]) -> RecordedExperiment:
+def _experiment(
+    ours: Capture, theirs: Capture, steps: tuple[int, ...], mapping: ModelMapping | None, strict: bool
+) -> RecordedExperiment:
     one, two = ours.about, theirs.about
     twin = Twin(
         one.twin,
@@ -331,19 +385,15 @@ def _experiment(ours: Capture, theirs: Capture, steps: tuple[int, ...]) -> Recor
         loss=one.loss,
         padding=lambda _settings: one.padding,
     )
-    layout, mismatch, scope, paths = settle_recorded(one, two)
-    if two.mismatch:
-        layout, mismatch = None, two.mismatch
-    elif layout is None:
+    layout, mismatch, scope, paths = settle_recorded(one, two, mapping)
+    if layout is None and not two.mismatch:
         raise AlignmentError("they are not of models whose weights correspond: " + "\n  ".join(mismatch))
-    else:
-        if list(ours.weights) != list(theirs.weights) or [b.name for b in ours.batches] != [
-            b.name for b in theirs.batches
-        ]:
-            raise AlignmentError("they hold other sets of weights, or other batches")
+    batches = [[batch.name for batch in capture.batches] for capture in (ours, theirs)]
+    if layout is not None and (list(ours.weights) != list(theirs.weights) or batches[0] != batches[1]):
+        raise AlignmentError("they hold other sets of weights, or other batches")
     return RecordedExperiment(
         twin,
-        Options(steps=steps, seed=one.seed),
+        Options(steps=steps, seed=one.seed, strict=strict or one.strict),
         dict(one.settings),
         cast(Framework, Recorded(one)),
         cast(Framework, Recorded(two)),
@@ -382,8 +432,9 @@ def _stages(
         stages.append(_weights(experiment))
     if running and experiment.layout is not None:
         rows, said = _judged(experiment, progress)
-        notes += said
-        rows += _training(experiment)
+        trained, rounding = _training(experiment)
+        notes += [*said, *rounding]
+        rows += trained
         for stage in running:
             if any(row.record in stage.records for row in rows):
                 stages.append(stage_of(stage, rows))
@@ -416,9 +467,14 @@ def _weights(experiment: RecordedExperiment) -> StageResult:
         for move in layout.moves:
             comparison = bitwise(ours[move.label], undo(theirs[move.target], move))
             rows.append(result_of(roles[move.label], move.label, move.target, comparison, name))
-    return StageResult(
-        2, "initialization", tuple(merge(rows)), ("the weights both ran with; initialisers are in no capture",)
-    )
+    seeds = min(experiment.ours.about.initializers, experiment.theirs.about.initializers)
+    if seeds:
+        drawn, note = compare_drawn(experiment, seeds), drawn_note(seeds)
+    else:
+        lacking = next(one.about for one in (experiment.ours, experiment.theirs) if not one.about.initializers)
+        why = "--initializers keeps them" if lacking.side == "reference" else "its model was given ready-made"
+        drawn, note = [], f"initializers not compared: the {lacking.side}'s capture has none ({why})"
+    return StageResult(2, "initialization", (*merge(rows), *drawn), (note,))
 
 
 def _judged(experiment: RecordedExperiment, progress: Progress | None) -> tuple[list[TensorResult], list[str]]:
@@ -484,7 +540,10 @@ def _by_figures(experiment: RecordedExperiment, runs: _Runs, key: Key, weights: 
     if key[0] == "gradient" and one is None and two is None and three is None and four is None:
         comparison = Comparison("aligned", "metadata", "unused on both sides: neither gives it a gradient")
     else:
-        comparison = compare_figures(one, two, three, four, scale)
+        own = experiment.scope.own(key[1], experiment.candidate_name(key))
+        comparison = usual = compare_figures(one, two, three, four, scale)
+        if own is not None:
+            comparison = with_reason(compare_figures(one, two, three, four, scale, own.tolerance), usual, own)
     return result_of(key[0], key[1], experiment.candidate_name(key), comparison, weights, batch.name)
 
 
@@ -531,12 +590,16 @@ def _saved(capture: Capture, weights: str, batch: Batch) -> SavedTrace:
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def _training(experiment: RecordedExperiment) -> list[TensorResult]:
-    """A row for the loss and for each parameter's change, over all training steps: its worst."""
+def _training(experiment: RecordedExperiment) -> tuple[list[TensorResult], list[str]]:
+    """A row for the loss and for each parameter's change, over all training steps: its worst; and notes.
+
+    A parameter whose gradient is zero but for rounding (a bias that a batch norm takes away again) has no row: Adam's steps
+    are as large as any, and go wherever rounding goes, which is another matter in every framework.
+    """
     name, batch = next(iter(experiment.weights)), experiment.batches[0].name
     steps = experiment.ours.about.train_steps
     if not steps or experiment.layout is None:
-        return []
+        return [], []
     ours = experiment.ours.run(name, batch, "float32", purpose="train")
     theirs = experiment.theirs.run(name, batch, "float32", purpose="train")
     if ours is None or theirs is None:
@@ -545,11 +608,17 @@ def _training(experiment: RecordedExperiment) -> list[TensorResult]:
     noise = [experiment.parted(run) for run in experiment.ours.noise(name, batch, "train")]
     weights = split(experiment.weights[name], experiment.layout)
     moves = {move.label: move for move in experiment.layout.moves}
-    rows = []
-    for key in ours.order:
+    rows, summands = [], Summands(experiment)
+    rounding: dict[str, None] = {}
+    for key in (key for key in ours.order if key[0] != "gradient"):
         kind, label = key
         step, _, own = label.partition("/")
-        move = moves.get(own)
+        move, truth = moves.get(own), ours.trace.get("gradient", f"1/{own}")
+        if truth is not None and truth.size and _rms(truth) <= summands.rounding(name, batch, own, truth.shape):
+            rounding[own] = None
+            continue
+        if experiment.scope.left_out(kind, own, own if move is None else move.target):
+            continue
         target = (kind, f"{step}/{move.target}") if kind == "update" and move is not None else key
         if any(k in run.left_out for run, k in ((ours, key), (theirs, target), *((run, key) for run in noise))):
             comparison = Comparison("inconclusive", "metadata", f"step {step} was left out to stay within the budget")
@@ -559,12 +628,21 @@ def _training(experiment: RecordedExperiment) -> list[TensorResult]:
                 value = undo(value, move)
             moved = [near for run in noise if (near := run.trace.get(*key)) is not None]
             size = widest([weights[own]]) if kind == "update" and own in weights else 0.0
+            allow = experiment.scope.tolerance(own, own if move is None else move.target).precision_ratio
             comparison = judge_step(
-                kind, ours.trace.get(*key), value, moved, size, experiment.ours.about.learning_rate, int(step)
+                kind,
+                ours.trace.get(*key),
+                value,
+                moved,
+                size,
+                experiment.ours.about.learning_rate,
+                int(step),
+                SPREAD * allow / Tolerance().precision_ratio,
             )
         what, candidate = own + TRAINING, (own if move is None else move.target) + TRAINING
         rows.append(result_of(kind, what, candidate, comparison, name, f"step {step}"))
-    return merge(rows)
+    notes = [f"not compared in training, as their gradients are rounding alone: {listed(list(rounding))}"]
+    return merge(rows), notes if rounding else []
 
 
 def judge_step(
@@ -575,6 +653,7 @@ def judge_step(
     size: float,
     learning_rate: float,
     step: int,
+    spread_ratio: float = SPREAD,
 ) -> Comparison:
     """Judge one step of training in float32 by how far rounding moves the reference's own.
 
@@ -585,6 +664,7 @@ def judge_step(
 
     Args:
         moved: the same value of the runs with moved weights. size: the largest weight. step: its number, from 1.
+        spread_ratio: how many times as far as rounding moves it.
     """
     if reference is None or candidate is None or reference.shape != candidate.shape or not reference.size:
         return bitwise(reference, candidate)
@@ -594,11 +674,11 @@ def judge_step(
     if not all(np.isfinite(values).all() for values in (gap, *spread)):
         return Comparison("inconclusive", "metadata", f"step {step} is not finite", reference.shape)
     if kind == "loss":
-        allowed = SPREAD * max(float(np.max(spread)), 2 * EPS32 * float(np.abs(reference).max()))
+        allowed = spread_ratio * max(float(np.max(spread)), 2 * EPS32 * float(np.abs(reference).max()))
         return _step_result(float(gap.max()), allowed, reference, step, "the loss differs")
     flipped = gap > FLIP * learning_rate
     flips = int(flipped.sum())
-    most = SPREAD * max(int((run > FLIP * learning_rate).sum()) for run in spread)
+    most = spread_ratio * max(int((run > FLIP * learning_rate).sum()) for run in spread)
     flips_allowed = max(most, FLIPPED * gap.size, 1.0 if gap.size > 1 else 0.0)
     if flips > flips_allowed:
         what = f"elements, of {gap.size}, go another way"
@@ -607,7 +687,7 @@ def judge_step(
     floor = EPS32 * (4 * (size + step * learning_rate) + learning_rate / (1 - ADAM_BETA2**step))
     own = max(_rms(np.where(run > FLIP * learning_rate, 0.0, run)) for run in spread)
     return _step_result(
-        _rms(np.where(flipped, 0.0, gap)), SPREAD * own + floor, reference, step, "RMS difference of the change"
+        _rms(np.where(flipped, 0.0, gap)), spread_ratio * own + floor, reference, step, "RMS difference of the change"
     )
 
 

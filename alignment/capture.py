@@ -6,6 +6,7 @@ was to be kept. The candidate is captured from it, elsewhere or later, and the t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -20,8 +21,11 @@ from alignment.capture_file import (
     About,
     Capture,
     CaptureWriter,
+    Dropout,
     Key,
     Level,
+    Loss,
+    Mode,
     Run,
     Why,
     listing_cost,
@@ -43,6 +47,7 @@ from alignment.experiment import (
     largest_gradient,
     mapping_of,
     prepare,
+    summands_of,
     told_mapping,
     tree_of,
 )
@@ -51,12 +56,14 @@ from alignment.figures import Figures, figures_of, float32_error
 from alignment.frameworks import Framework, get_framework, own_loss
 from alignment.localise import Scene
 from alignment.mapping import ModelMapping
-from alignment.recorded import Recorded
-from alignment.scope import corresponding, located, settle_scope
-from alignment.stages import criterion, criterion_options, criterion_scale, fits
-from alignment.trace import Record, Trace
-from alignment.twins import Twin, get_twin
-from checkpoints import Move, undo
+from alignment.matching import Tree
+from alignment.recorded import Recorded, tree_told
+from alignment.saved_pair import no_inputs
+from alignment.scope import ASK_FOR_A_MAPPING, Said, corresponding, settle_scope, spell_out
+from alignment.stages import criterion, criterion_options, criterion_scale, fits, initializer_seeds
+from alignment.trace import Record, Terms, Trace
+from alignment.twins import TWINS, Side, Twin, framework_of, get_twin
+from checkpoints import Move, NameMap, undo
 from fake_data import Batch
 
 # Runs of the reference whose spread says how far rounding moves a training run.
@@ -118,24 +125,33 @@ class Captured:
 
 
 def capture_reference(
-    twin: str | Twin,
+    twin: Any,
     path: str | Path,
     options: Options | None = None,
     keep: Keep | None = None,
     train_steps: int = 0,
     progress: Progress | None = None,
+    *,
+    initializers: bool = False,
+    inputs: Any = None,
+    loss: Any = None,
+    mode: Mode = "eval",
 ) -> Captured:
     """Run the reference on every batch with every set of weights, in both precisions, and write what it did.
 
     The candidate's framework and package are not imported.
 
     Args:
-        twin: a built-in name, ``"package.module:attribute"``, or a Twin.
+        twin: a built-in name, ``"package.module:attribute"``, a Twin, or the reference's model itself or its class.
         path: a .safetensors file.
-        options: sizes, data, weights, seed; faults are planted on candidates, and belong to the candidate's capture.
+        options: sizes, data, weights, seed; faults are planted on candidates, and belong to the candidate's capture, and so
+            does a mapping.
         keep: what to keep of each run; the default is all.
         train_steps: steps of Adam to record besides, by loss and by the change of each parameter.
         progress: called with (done, total) after every batch.
+        initializers: keep what the reference's own initialiser gives under several seeds, too, so that the candidate's can be
+            compared with it.
+        inputs, loss, mode: of a model that is given itself, as in `alignment.check`; the loss is this side's alone.
 
     Raises:
         AlignmentError, CheckpointError, DataError: it could not run, or the file can't be written.
@@ -143,11 +159,33 @@ def capture_reference(
     options, keep, path = options or Options(), keep or Keep(), Path(path)
     if options.faults:
         raise AlignmentError("faults are planted on the candidate: name them where the candidate is captured")
+    if options.mapping is not None:
+        raise AlignmentError(
+            "a mapping goes with the candidate, which is given weights by it: name it where the candidate is captured, or "
+            "where the two are compared"
+        )
+    if options.precision != "float32":
+        raise AlignmentError(
+            f"a capture holds runs in float32 and float64, none in {options.precision}: a precision goes with a check in one "
+            "environment"
+        )
     refuse_suffix(path)
     checkpoints.check_destination(path)
-    address = twin if isinstance(twin, str) else twin.name
     asked = get_twin(twin) if isinstance(twin, str) else twin
-    _refuse_mapping(asked, options)
+    if not isinstance(asked, Twin):
+        asked = lone_reference(asked, inputs, loss, mode)
+    elif inputs is not None or loss is not None or mode != "eval":
+        raise AlignmentError("inputs, a loss and a mode go with a model that is given itself; a twin has its own")
+    if Path(options.weights).suffix == ".pdparams" and asked.reference.framework != "paddle":
+        raise AlignmentError(
+            f"{options.weights}: is in Paddle's layout, which the reference's side alone does not tell: convert it first, with "
+            "`align convert`"
+        )
+    address = twin if isinstance(twin, str) else asked.name if TWINS.get(asked.name) is asked else ""
+    if initializers and not asked.reference.built:
+        raise AlignmentError(
+            "a model given ready-made can't be drawn again: give its class, or leave out the initializers"
+        )
     experiment = prepare(asked, options, alone=True)
     framework, chosen = experiment.reference, experiment.twin
     model = experiment.reference_model
@@ -156,6 +194,7 @@ def capture_reference(
         _about(experiment, "reference", model, keep),
         address=address,
         train_steps=train_steps,
+        initializers=initializer_seeds(experiment) if initializers else 0,
         counterparts={name: to for name, to in renames.items() if to is None or to.changed},
     )
     return _Capturing(experiment, "reference", about, keep).write(path, experiment.weights, progress)
@@ -164,11 +203,14 @@ def capture_reference(
 def capture_candidate(
     reference: str | Path,
     path: str | Path,
-    twin: str | Twin | None = None,
+    twin: Any = None,
     faults: tuple[str | Fault, ...] = (),
     threads: int | None = None,
     budget: int | None = None,
     progress: Progress | None = None,
+    *,
+    mapping: ModelMapping | str | None = None,
+    loss: Any = None,
 ) -> Captured:
     """Run the candidate as a reference's capture says, and write what it did.
 
@@ -178,11 +220,13 @@ def capture_candidate(
     Args:
         reference: the reference's capture.
         path: a .safetensors file.
-        twin: the twin, if not by the name in the reference's capture.
+        twin: the twin, if not by the name in the reference's capture; or the candidate's model itself or its class.
         faults: to plant, by name or as they are.
         threads: CPU threads; None: as many as the reference had.
         budget: bytes the file may have.
         progress: called with (done, total) after every batch.
+        mapping: how its parts correspond to the reference's: a value, or a file; None: the twin's own.
+        loss: of a model that is given itself, where the reference's is a function: the candidate's.
 
     Raises:
         AlignmentError, CheckpointError: the capture can't be read or is of another twin, the candidate fails, or the file can't
@@ -191,66 +235,128 @@ def capture_candidate(
     path = Path(path)
     refuse_suffix(path)
     checkpoints.check_destination(path)
-    source = read_capture(reference)
-    if source.about.side != "reference":
-        raise AlignmentError(
-            f"{reference}: is a {source.about.side}'s capture; a candidate is captured from a reference's"
-        )
-    if not source.batches or not source.weights:
-        raise AlignmentError(f"{reference}: holds no weights or no batches, and so nothing to run a candidate with")
-    chosen = _twin_of(source, twin, reference)
-    _refuse_mapping(chosen, Options())
+    source = _read_reference(reference)
+    chosen = twin_of_capture(source, twin, reference, loss)
     keep = Keep(source.about.level, source.about.only, budget)
-    experiment = _joined(source, chosen, faults, threads)
+    experiment = _settled(_beside(source, chosen, faults, threads, mapping))
+    trees = tree_told(source.about), tree_of(experiment.candidate, experiment.candidate_model)
+    recorded = dict.fromkeys(name for run in source.runs for _, name in run.order)
     about = replace(
         _about(experiment, "candidate", experiment.candidate_model, keep),
         address=source.about.address,
         train_steps=source.about.train_steps,
+        initializers=source.about.initializers if chosen.candidate.built else 0,
         of=source.identity,
         mismatch=tuple(map(_printable, experiment.mismatch)),
+        counterparts=experiment.scope.names.exact,
+        said=spell_out(experiment.scope, *trees, recorded),
     )
     if experiment.layout is None:
-        write_capture(path, about, {}, (), ())
+        write_capture(path, replace(about, initializers=0), {}, (), ())
         note = f"nothing was run: the candidate can't be given the reference's weights: {experiment.mismatch[0]}"
         return Captured(path, path.stat().st_size, {}, (note,))
     given = {name: experiment.candidate_state(state) for name, state in experiment.weights.items()}
     return _Capturing(experiment, "candidate", about, keep, source).write(path, given, progress)
 
 
-def no_mapping(twin: str) -> AlignmentError:
-    """What is said of a twin that goes by a mapping."""
-    return AlignmentError(
-        f"{twin} goes by a mapping, which speaks of both sides at once, and a capture has one: check it in one environment "
-        "with `align check`"
-    )
+def _read_reference(path: str | Path) -> Capture:
+    source = read_capture(path)
+    if source.about.side != "reference":
+        raise AlignmentError(f"{path}: is a {source.about.side}'s capture; a candidate is captured from a reference's")
+    if not source.batches or not source.weights:
+        raise AlignmentError(f"{path}: holds no weights or no batches, and so nothing to run a candidate with")
+    return source
 
 
-def _refuse_mapping(twin: Twin, options: Options) -> None:
-    if mapping_of(twin, options) != ModelMapping():
-        raise no_mapping(twin.name)
+def lone_reference(model: Any, inputs: Any, loss: Any, mode: Mode) -> Twin:
+    """A twin of which only the reference is at hand.
+
+    Raises:
+        AlignmentError: no inputs, or the model is of no known framework.
+    """
+    if inputs is None:
+        raise AlignmentError("a model given itself needs inputs: what it is to be called with")
+    side, kind = _lone("reference", model, loss)
+    return Twin(side.name.rpartition(".")[2], "a reference", side, Side("", ""), {}, inputs, loss=kind, mode=mode)
 
 
-def _twin_of(source: Capture, twin: str | Twin | None, path: str | Path) -> Twin:
-    chosen = get_twin(source.about.address if twin is None else twin) if not isinstance(twin, Twin) else twin
-    if chosen.name != source.about.twin:
-        raise AlignmentError(f"{path}: is a capture of the twin {source.about.twin}, not of {chosen.name}")
+def _lone(side: str, model: Any, loss: Any) -> tuple[Side, Loss]:
+    """A side that was given itself, and what its twin's loss is called."""
+    own = callable(loss) or (isinstance(loss, str) and ":" in loss)
+    if loss not in (None, "model", "criterion", "outputs") and not own:
+        raise AlignmentError(
+            f"the loss of the {side} is 'criterion', 'model', 'outputs', a function, or the name of one; not {loss!r:.60}"
+        )
+    return Side(framework_of(model, side), model, loss=loss if own else None), "function" if own else loss or "outputs"
+
+
+def twin_of_capture(source: Capture, twin: Any, path: str | Path, loss: Any = None) -> Twin:
+    """The twin of a reference's capture, whose candidate is to be run. path: of the capture.
+
+    Args:
+        twin: as `capture_candidate` takes it.
+
+    Raises:
+        AlignmentError: the capture is of another twin, or of one that has no name to get it by.
+    """
+    about = source.about
+    if twin is None and not about.address:
+        raise AlignmentError(
+            f"{path}: is of {about.twin}, which was given in Python and has no name to get it by: give capture_candidate the "
+            "candidate's model; or, on the command line, the name of a twin: package.module:attribute"
+        )
+    if twin is not None and not isinstance(twin, (str, Twin)):
+        side, kind = _lone("candidate", twin, loss)
+        if (loss is None and about.loss == "function") or (loss is not None and kind != about.loss):
+            what = (
+                "a function, which a capture can't hold: give this side's own as loss=" if loss is None else about.loss
+            )
+            raise AlignmentError(f"{path}: the reference's loss is {what}")
+        reference, names = Side(about.framework, about.target), NameMap(exact=about.counterparts)
+        settings = dict(about.settings)
+        return Twin(
+            about.twin, "a candidate", reference, side, settings, no_inputs, loss=about.loss, mode=about.mode, names=names
+        )  # fmt: skip
+    if loss is not None:
+        raise AlignmentError("a loss goes with a model that is given itself; a twin has its own")
+    chosen = twin if isinstance(twin, Twin) else get_twin(about.address if twin is None else twin)
+    if chosen.name != about.twin and about.address:
+        raise AlignmentError(f"{path}: is a capture of the twin {about.twin}, not of {chosen.name}")
     return chosen
 
 
-def _joined(source: Capture, twin: Twin, faults: tuple[str | Fault, ...], threads: int | None) -> Experiment:
-    """A live candidate beside a recorded reference."""
+def trees_beside(reference: str | Path, twin: Twin) -> tuple[Tree, Tree]:
+    """What a matching looks at of a captured reference, and of the twin's candidate built with its settings.
+
+    Raises:
+        AlignmentError: the file is no reference's capture, or of another twin; or the candidate can't be built.
+    """
+    source = _read_reference(reference)
+    twin_of_capture(source, twin, reference)
+    bare = _beside(source, twin, (), None, None)
+    return tree_told(source.about), tree_of(bare.candidate, bare.candidate_model)
+
+
+def _beside(
+    source: Capture,
+    twin: Twin,
+    faults: tuple[str | Fault, ...],
+    threads: int | None,
+    mapping: ModelMapping | str | None,
+) -> Experiment:
+    """A live candidate beside a recorded reference, nothing settled between them."""
     about = source.about
-    unknown = set(about.settings) - set(twin.settings)
-    if unknown or about.loss != twin.loss:
-        raise AlignmentError(
-            f"the reference's capture is of another version of {twin.name}: "
-            + (f"it has settings that the twin has not: {', '.join(sorted(unknown))}" if unknown else "another loss")
-        )
+    unknown = sorted(set(about.settings) - set(twin.settings))
+    problems = [f"it has settings that the twin has not: {', '.join(unknown)}"] if unknown else []
+    problems += [] if about.loss == twin.loss else [f"its loss is {about.loss}, the twin's {twin.loss}"]
+    problems += [] if about.mode == twin.mode else [f"it was run in {about.mode} mode, the twin is in {twin.mode}"]
+    if problems:
+        raise AlignmentError(f"the reference's capture is of another version of {twin.name}: {'; '.join(problems)}")
     planted = tuple(get_fault(fault) if isinstance(fault, str) else fault for fault in faults)
     framework = get_framework(twin.candidate.framework)
     bare = Experiment(
         twin,
-        Options(seed=about.seed, faults=planted),
+        Options(seed=about.seed, faults=planted, strict=about.strict, mapping=mapping, dropout=about.dropout),
         dict(about.settings),
         cast(Framework, Recorded(about)),
         framework,
@@ -267,15 +373,25 @@ def _joined(source: Capture, twin: Twin, faults: tuple[str | Fault, ...], thread
         threads or about.threads,
     )
     framework.set_threads(bare.threads)
-    model = bare.build("candidate", about.seed)
-    experiment = replace(bare, candidate_model=model)
-    trees = tree_of(experiment.reference, None), tree_of(framework, model)
-    layout, mismatch, scope = settle_scope(*trees, ModelMapping(), twin.names)
+    return replace(bare, candidate_model=bare.build("candidate", about.seed))
+
+
+def _settled(experiment: Experiment) -> Experiment:
+    """The live candidate with its layout, and the faults found something to hit."""
+    twin, framework = experiment.twin, experiment.candidate
+    trees = tree_of(experiment.reference, None), tree_of(framework, experiment.candidate_model)
+    try:
+        layout, mismatch, scope = settle_scope(*trees, mapping_of(twin, experiment.options), twin.names)
+    except AlignmentError as error:
+        if ASK_FOR_A_MAPPING[1:] not in str(error):
+            raise
+        hint = "The reference was captured: give align map its file with --from, and the mapping to align capture."
+        raise AlignmentError(f"{error}\n{hint}") from error
+    # What is inside a boundary is recorded all the same: where it lies may be said anew where the two are compared.
     paths = corresponding(scope, *trees, layout)
-    for fault in planted:
+    for fault in experiment.faults:
         if fault.plant is not None and not fault.plant(framework, experiment.build("candidate"), twin):
             raise AlignmentError(f"fault {fault.name!r} ({fault.summary}) has nothing to hit in {twin.name}")
-    scope = located(scope, *trees, paths)
     return replace(experiment, layout=layout, mismatch=mismatch, paths=paths, scope=scope)
 
 
@@ -292,6 +408,8 @@ def _about(experiment: Experiment, side: str, model: Any, keep: Keep) -> About:
         modules=modules,
         layers={module.path: framework.options(wide, module.path) for module in modules},
         loss=twin.loss,
+        mode=twin.mode,
+        dropout=cast(Dropout, options.dropout or twin.dropout),
         padding=twin.padding(experiment.settings),
         device=framework.device(model),
         versions=framework.versions(),
@@ -307,6 +425,7 @@ def _about(experiment: Experiment, side: str, model: Any, keep: Keep) -> About:
         notes=tuple(map(_printable, experiment.notes)),
         faults=tuple(fault.name for fault in experiment.faults),
         seed=options.seed,
+        strict=options.strict,
         learning_rate=LEARNING_RATE,
         threads=experiment.threads,
         level=keep.level,
@@ -350,6 +469,7 @@ class _Capturing:
                 experiment.batches,
                 cases * (2 + noise),
                 self._training_listed(),
+                (experiment.initial(self.side, 1 + seed) for seed in range(self.about.initializers)),
             )
             parts = (self._cases(weights), self._detail(weights), self._train(weights))
             for part in parts:
@@ -371,7 +491,8 @@ class _Capturing:
             for kind, name in (("loss", "loss"), *(("update", name) for name in parameters))
         ]
         runs = 1 + (TRAIN_NOISE_RUNS if self.side == "reference" else 0)
-        return runs * listing_cost(keys) if keys else 0
+        exact = [("gradient", f"1/{name}") for name in parameters]
+        return runs * listing_cost(keys) + listing_cost(exact) if keys else 0
 
     def _loaded(self, weights: Mapping[str, State]) -> dict[str, State]:
         """What the model holds once it was given each set."""
@@ -395,7 +516,18 @@ class _Capturing:
                     framework.load_state(narrow, other)
                     traces.append(experiment.run(side, narrow, batch, True))
                 framework.load_state(narrow, state)
-                yield self._case(name, batch, traces)
+                runs = self._case(name, batch, traces)
+                if side == "reference":
+                    runs[1] = replace(runs[1], summands=self._summands(wide, batch))
+                yield runs
+
+    def _summands(self, model: Any, batch: Batch) -> dict[str, Terms]:
+        """What the gradients of a case sum up, for the second look at those that seem imprecise."""
+        experiment = self.experiment
+        if not experiment.has_loss(batch):
+            return {}
+        sizes = summands_of(experiment.run(self.side, model, batch, True, detail=True))
+        return {path: found for path, found in sizes.items() if all(map(math.isfinite, found))}
 
     def _case(self, weights: str, batch: Batch, traces: Sequence[Trace]) -> list[Run]:
         """The runs of a case: float32, float64, and those with moved weights. Traces are by the reference's module names."""
@@ -500,15 +632,33 @@ class _Capturing:
             def sink(step: int, record: Record, records: list[Record] = records) -> None:
                 records.append(replace(record, name=f"{step}/{record.name}"))
 
-            losses = self.framework.train(
-                model, batches, loss=experiment.loss(self.side), learning_rate=LEARNING_RATE, sink=sink
-            )
+            try:
+                losses = self.framework.train(
+                    model, batches, loss=experiment.loss(self.side), learning_rate=LEARNING_RATE, sink=sink
+                )
+            except (Exception, SystemExit) as error:  # a user's model may raise anything
+                what = f"{type(error).__name__}: {error}"
+                raise AlignmentError(f"the {self.side} ({self.about.target}) fails in training: {what}") from error
             records += [
                 Record("loss", f"{step}/loss", np.array(loss, np.float64)) for step, loss in enumerate(losses, start=1)
             ]
+            if self.side == "reference" and not number:
+                records += self._exact(state, batches[0])
             trace = Trace(self.framework.name, "float32", tuple(records))
             runs.append(Run("train", name, experiment.batches[0].name, number, trace))
         yield runs
+
+    def _exact(self, state: State, batch: Batch) -> list[Record]:
+        """The gradients of the first training step in float64: what is zero but for rounding is told by them."""
+        model = self.experiment.model(self.side, "float64").module
+        self.framework.load_state(model, state)
+        trace = self.experiment.run(self.side, model, batch, True)
+        parameters = {slot.name for slot in self.about.slots if slot.role == "parameter"}
+        return [
+            replace(record, name=f"1/{record.name}")
+            for record in trace.records
+            if record.kind == "gradient" and record.name in parameters
+        ]
 
     def _training_batches(self) -> list[Batch]:
         """A batch for each step: those that are shaped as the first, in turn."""
@@ -518,6 +668,10 @@ class _Capturing:
         usable = [batch for batch in alike if self.experiment.has_loss(batch)]
         if not usable:
             raise AlignmentError("no batch has targets, and so there is nothing to train by: leave out --train-steps")
+        if not any(slot.role == "parameter" for slot in self.about.slots):
+            raise AlignmentError(
+                "the model has no parameters, and so there is nothing to train: leave out --train-steps"
+            )
         return [usable[step % len(usable)] for step in range(self.about.train_steps)]
 
 
@@ -543,23 +697,22 @@ def save_traces(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AlignmentError(f"{folder}: can't make this folder: {error.strerror or error}") from error
+    models = ((experiment.reference, experiment.reference_model), (experiment.candidate, experiment.candidate_model))
+    one, two = (tree_of(*model) for model in models)
+    said = spell_out(experiment.scope, one, two, (record.name for record in scene.reference64.records))
     written = []
     for side in SIDES:
         framework = experiment.side(side)[0]
         ours = side == "reference"
         slots = framework.slots(experiment.reference_model if ours else experiment.candidate_model)
         state = experiment.weights[scene.weights] if ours else scene.candidate_state
-        if not ours:  # what keeps its own values corresponds to nothing
-            slots = tuple(slot for slot in slots if slot.name not in experiment.scope.kept)
-            state = {slot.name: state[slot.name] for slot in slots}
-        known = (*(slot.name for slot in slots), *experiment.scope.names.exact) if ours else ()
-        names = {name: experiment.scope.names.rename(name) for name in known}
         # Faults are found in the records, not told; the options are those the model had.
         about = replace(
             _about(replace(experiment, faults=()), side, scene.model(side, "float64"), Keep()),
             slots=slots,
             address=experiment.twin.name,
-            counterparts={name: to for name, to in names.items() if to is None or to.changed or to.operation},
+            counterparts={} if ours else experiment.scope.names.exact,
+            said=Said() if ours else said,
         )
         trace = scene.reference64 if ours else renamed(scene.candidate64, experiment.own_words)
         run = Run("detail", scene.weights, scene.batch.name, 0, trace, largest_gradient=largest_gradient(trace))

@@ -26,14 +26,16 @@ import checkpoints
 from alignment.errors import AlignmentError
 from alignment.figures import Figures
 from alignment.frameworks import ModuleInfo
+from alignment.mapping import FIGURES, ModelMapping, OwnTolerance
+from alignment.scope import Said, any_of
 from alignment.structures import restore
-from alignment.trace import Kind, Record, Trace
+from alignment.trace import Kind, Record, Terms, Trace
 from checkpoints import CheckpointError, Slot
 from checkpoints.layouts import OPERATIONS
 from checkpoints.names import Renamed
 from fake_data import Batch
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SUFFIX = ".safetensors"
 # The key of the header in the file's metadata.
 HEADER = "alignment_capture"
@@ -41,6 +43,10 @@ HEADER = "alignment_capture"
 MOST_HEADER = 80_000_000
 # Entries of a shape, and runs of a file, beyond which a header is made to cost time.
 MOST_AXES, MOST_RUNS = 64, 10_000
+# Names that stand for what a mapping's patterns match: they are compiled to a pattern again.
+MOST_NAMES = 10_000
+# Sets of initial values, one for each seed.
+MOST_SEEDS = 1_000
 
 # dtype -> safetensors' word for it.
 RECORD_DTYPES = {
@@ -57,6 +63,8 @@ RECORD_DTYPES = {
 WEIGHT_DTYPES = RECORD_DTYPES | {"bfloat16": "BF16"}
 
 Loss = Literal["model", "criterion", "outputs", "function"]
+Mode = Literal["eval", "train"]
+Dropout = Literal["frozen", "seeded"]
 Side = Literal["reference", "candidate"]
 Level = Literal["all", "boundaries", "statistics"]
 Purpose = Literal["case", "detail", "train"]
@@ -72,12 +80,15 @@ class About:
 
     side, framework, device, versions: what ran, and where. twin, address, target: of what; address is how the twin was asked
     for. settings: constructor keywords as used. options: of the check, as in a report.
-    loss, padding: as in `alignment.Twin`; padding is the id itself. data, notes, faults: for the report. seed: of weights and
-    batches. learning_rate: of Adam's steps. threads: of the runs.
+    loss, mode, dropout, padding: as in `alignment.Twin`; padding is the id itself. data, notes, faults: for the report. seed: of
+    weights and batches. strict: as in `alignment.Options`. learning_rate: of Adam's steps. threads: of the runs. initializers:
+    how many times the side's own initialiser was drawn from.
     mismatch: why the candidate could not be given the reference's weights; nothing was run then.
     level, only, budget: what was to be kept. of: identity of the reference's capture that a candidate's was made from.
     slots: the state dict's entries, in order. modules: the module tree. layers: module path -> option by torch's name ->
-    value, where known. counterparts: what the twin's name map makes of the reference's weights that it changes; None: dropped.
+    value, where known. counterparts: what becomes of the reference's weights, where that is not told by their names; None:
+    dropped. A reference's capture has what the twin's name map says; a candidate's all that it was given weights by.
+    said: what a candidate's mapping says besides.
     """
 
     side: Side
@@ -87,6 +98,8 @@ class About:
     modules: tuple[ModuleInfo, ...]
     layers: Options
     loss: Loss
+    mode: Mode = "eval"
+    dropout: Dropout = "frozen"
     padding: int = 0
     device: str = "cpu"
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -98,15 +111,18 @@ class About:
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     seed: int = 0
+    strict: bool = False
     learning_rate: float = 0.0
     threads: int = 1
     train_steps: int = 0
+    initializers: int = 0
     mismatch: tuple[str, ...] = ()
     level: Level = "all"
     only: tuple[str, ...] = ()
     budget: int | None = None
     of: str = ""
     counterparts: Mapping[str, Renamed | None] = field(default_factory=dict)
+    said: Said = field(default_factory=Said)
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,7 @@ class Run:
     trace: the records whose values are kept. figures: those of which figures are (of gradients and updates in the
     reference's layout). left_out: those of which nothing is, and why. order: all of them as they came to be.
     criterion_scale: what the logits were multiplied by for the criterion's options. largest_gradient: of all that the run
-    computed.
+    computed. summands: of the reference's float64 run, as `alignment.experiment.summands_of` has them.
     """
 
     purpose: Purpose
@@ -132,6 +148,7 @@ class Run:
     order: tuple[Key, ...] = ()
     criterion_scale: float = 1.0
     largest_gradient: float = 0.0
+    summands: Mapping[str, Terms] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -159,7 +176,8 @@ class Capture:
     """What a file holds.
 
     identity: hash of its weights and batches. weights: name of the set -> the side's state dict. left_out: reason -> number of
-    records that are not there, those of a detailed run for which there was no room included.
+    records that are not there, those of a detailed run for which there was no room included. initial: what the side's own
+    initialiser gives under each seed.
     """
 
     about: About
@@ -168,6 +186,7 @@ class Capture:
     batches: tuple[Batch, ...]
     runs: tuple[Run, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    initial: tuple[State, ...] = ()
 
     @cached_property
     def _index(self) -> dict[tuple[Purpose, str, str, str, int], Run]:
@@ -201,6 +220,7 @@ class CaptureWriter:
         file: an empty file that can be read and sought, too.
         cases: how many runs of cases are to come, for which the budget keeps room to list them.
         reserve: bytes to keep for the list of the training runs' records.
+        initial: what the side's own initialiser gives under each seed.
 
     Raises:
         AlignmentError: the budget does not hold the weights, the batches and the header.
@@ -214,6 +234,7 @@ class CaptureWriter:
         batches: Sequence[Batch],
         cases: int = 0,
         reserve: int = 0,
+        initial: Iterable[State] = (),
     ) -> None:
         self._file, self._about, self._weights, self._batches = file, about, list(weights), batches
         self._to_come, self._reserve, self._longest = cases, reserve, 0
@@ -232,6 +253,10 @@ class CaptureWriter:
             if batch.targets is not None:
                 self._put(f"targets/{number}", batch.targets, digest.update)
         self.identity = digest.hexdigest()
+        own = [slot.name for slot in about.slots if slot.tied_to is None]
+        for number, state in enumerate(initial):
+            for name in own:
+                self._put(f"initial/{number}/{name}", state[name])
         # What the file has without a single record; kept as it grows, for the budget.
         self._listed = len(self._header_text()) + 100  # for the counts of what is left out
         if about.budget is not None and self._listed + self._end > about.budget:
@@ -252,7 +277,7 @@ class CaptureWriter:
         # A name that stands twice means its last value, as it does in a trace.
         values = {(record.kind, record.name): record.value for record in run.trace.records}
         order = list(dict.fromkeys((*run.order, *values, *run.figures, *run.left_out)))
-        listing = listing_cost(order)
+        listing = listing_cost(order) + _cost(run.summands)
         if run.purpose == "detail" and self._about.budget is not None:
             data = sum(value.nbytes + len(name) + 300 for (_, name), value in values.items() if value is not None)
             if self._size + listing + data + _cost(run.trace.sites) + self._reserve > self._about.budget:
@@ -303,6 +328,7 @@ class CaptureWriter:
                 "noise": run.noise,
                 "criterion_scale": run.criterion_scale,
                 "largest_gradient": run.largest_gradient,
+                "summands": {path: list(sizes) for path, sizes in run.summands.items()},
                 "sites": dict(run.trace.sites),
                 "records": records,
             }
@@ -380,7 +406,12 @@ class CaptureWriter:
 
 
 def write_capture(
-    path: str | Path, about: About, weights: Mapping[str, State], batches: Sequence[Batch], runs: Sequence[Run]
+    path: str | Path,
+    about: About,
+    weights: Mapping[str, State],
+    batches: Sequence[Batch],
+    runs: Sequence[Run],
+    initial: Sequence[State] = (),
 ) -> None:
     """Write a capture whose runs are there already; the file is there whole or not at all.
 
@@ -391,7 +422,7 @@ def write_capture(
     refuse_suffix(path)
     checkpoints.check_destination(path)
     with checkpoints.write_aside(path) as file:
-        writer = CaptureWriter(file, about, weights, batches)
+        writer = CaptureWriter(file, about, weights, batches, initial=initial)
         for run in runs:
             writer.add(run, lambda key, run=run: run.left_out.get(key))  # type: ignore[misc]
         writer.finish()
@@ -417,6 +448,19 @@ def _about_as_json(about: About) -> dict[str, Any]:
     told["counterparts"] = {
         name: None if renamed is None else {"name": renamed.name, "operation": renamed.operation}
         for name, renamed in about.counterparts.items()
+    }
+    said = about.said
+    spoken = [*said.ignore, *said.boundary, *(name for names, _ in said.tolerances for name in names)]
+    if len(spoken) > MOST_NAMES:
+        raise AlignmentError(
+            f"the mapping's patterns match {len(spoken)} modules and tensors one by one, and a capture holds {MOST_NAMES}: "
+            "name the modules that hold them"
+        )
+    told["said"] = {name: getattr(said, name) for name in said.__dataclass_fields__} | {
+        "tolerances": [
+            {"names": names, "reason": own.reason} | {figure: getattr(own, figure) for figure in FIGURES}
+            for names, own in said.tolerances
+        ]
     }
     for name in ("settings", "options"):
         told[name] = _as_json(dict(told[name]), name)
@@ -567,6 +611,9 @@ def _capture(header: dict[str, Any], tensors: dict[str, NDArray]) -> Capture:
     if len(entries) > MOST_RUNS:
         raise _HeaderError(f"it lists {len(entries)} runs; at most {MOST_RUNS} are read")
     runs = tuple(_run(number, entry, about.framework, taken) for number, entry in enumerate(entries))
+    if about.initializers > MOST_SEEDS:
+        raise _HeaderError(f"it lists {about.initializers} draws of its initialisers; at most {MOST_SEEDS} are read")
+    initial = tuple(_initial(number, about, taken) for number in range(about.initializers))
     if not runs and not about.mismatch:
         raise _HeaderError("it has no runs")
     keys = [(run.purpose, run.weights, run.batch, run.trace.dtype, run.noise) for run in runs]
@@ -579,12 +626,23 @@ def _capture(header: dict[str, Any], tensors: dict[str, NDArray]) -> Capture:
         raise _HeaderError(f"the tensor {next(iter(taken.left))!r} is not in its header")
     counts = _get(header, "left_out", dict)
     left_out = {_printable(why): _count(counts, why) for why in counts}
-    return Capture(about, _text(header, "identity"), weights, batches, runs, left_out)
+    return Capture(about, _text(header, "identity"), weights, batches, runs, left_out, initial)
+
+
+def _initial(number: int, about: About, taken: _Tensors) -> State:
+    """What the initialiser gave once, every name of the state dict."""
+    found: State = {}
+    for slot in about.slots:
+        own = slot.tied_to is None
+        key = f"initial/{number}/{slot.name}"
+        found[slot.name] = taken.take(key, slot.dtype, slot.shape) if own else found[slot.tied_to or ""]
+    return found
 
 
 def _about(header: dict[str, Any]) -> About:
-    side, loss, level = _text(header, "side"), _text(header, "loss"), _text(header, "level")
-    for what, value, known in (("side", side, Side), ("loss", loss, Loss), ("level", level, Level)):
+    side, loss, level, mode, dropout = (_text(header, name) for name in ("side", "loss", "level", "mode", "dropout"))
+    told = (("side", side, Side), ("loss", loss, Loss), ("level", level, Level), ("mode", mode, Mode))
+    for what, value, known in (*told, ("dropout", dropout, Dropout)):
         if value not in get_args(known):
             raise _HeaderError(f"{what} {value!r} is none of {', '.join(get_args(known))}")
     modules = _get(header, "modules", list)
@@ -597,6 +655,8 @@ def _about(header: dict[str, Any]) -> About:
         modules=found,
         layers={module["path"]: _options(module) for module in modules},
         loss=loss,  # type: ignore[arg-type]
+        mode=mode,  # type: ignore[arg-type]
+        dropout=dropout,  # type: ignore[arg-type]
         padding=_get(header, "padding", int),
         device=_text(header, "device"),
         versions=_texts(header, "versions"),
@@ -608,16 +668,38 @@ def _about(header: dict[str, Any]) -> About:
         notes=_names(header, "notes"),
         faults=_names(header, "faults"),
         seed=_count(header, "seed"),
+        strict=_get(header, "strict", bool),
         learning_rate=_number(header, "learning_rate"),
         threads=_count(header, "threads"),
         train_steps=_count(header, "train_steps"),
+        initializers=_count(header, "initializers"),
         mismatch=_names(header, "mismatch"),
         level=level,  # type: ignore[arg-type]
         only=_names(header, "only"),
         budget=None if _get(header, "budget", (int, type(None))) is None else _count(header, "budget"),
         of=_text(header, "of"),
         counterparts={_printable(n): _counterpart(entry) for n, entry in _get(header, "counterparts", dict).items()},
+        said=_said(_get(header, "said", dict)),
     )
+
+
+def _said(entry: Any) -> Said:
+    """What a mapping says, by name. Its patterns are in no file: one can be made to take for ever."""
+    ignore, boundary = _names(entry, "ignore"), _names(entry, "boundary")
+    tolerances = []
+    for one in _get(entry, "tolerances", list):
+        figures = {name: _get(one, name, (float, int, type(None))) for name in FIGURES}
+        names, reason = _names(one, "names"), _text(one, "reason")
+        try:
+            own = OwnTolerance(any_of(names), reason, **figures)
+            ModelMapping(tolerances=(own,))
+        except (AlignmentError, OverflowError, ValueError) as error:
+            raise _HeaderError(f"a tolerance of its own is none: {error}") from error
+        tolerances.append((names, own))
+    if len(ignore) + len(boundary) + sum(len(names) for names, _ in tolerances) > MOST_NAMES:
+        raise _HeaderError(f"its mapping names more than {MOST_NAMES} modules and tensors")
+    modules = _texts(entry, "modules")
+    return Said(_names(entry, "kept"), modules, ignore, boundary, tuple(tolerances), _names(entry, "notes"))
 
 
 def _batch(number: int, entry: Any, taken: _Tensors) -> Batch:
@@ -680,7 +762,14 @@ def _run(number: int, entry: Any, framework: str, taken: _Tensors) -> Run:
         tuple(order),
         _number(entry, "criterion_scale"),
         _number(entry, "largest_gradient"),
+        {_printable(path): _sizes(sizes) for path, sizes in _get(entry, "summands", dict).items()},
     )
+
+
+def _sizes(value: Any) -> Terms:
+    if not isinstance(value, list) or len(value) != 3 or not all(_is_figure(size) and size >= 0 for size in value):
+        raise _HeaderError("the sizes of what a module's gradients sum up are no three figures")
+    return Terms(*map(float, value))
 
 
 def _figures(entry: dict[str, Any], what: str) -> Figures:

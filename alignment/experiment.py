@@ -25,7 +25,7 @@ from alignment.matching import Tree
 from alignment.orders import Orders, arrange, as_candidate, learn
 from alignment.scope import Scope, corresponding, located, plan_scope, settle_scope
 from alignment.sizes import read_sizes
-from alignment.trace import Record, Trace, widest
+from alignment.trace import Record, Terms, Trace, widest
 from alignment.twins import Twin
 from checkpoints import Layout, Slot
 from fake_data import Batch
@@ -133,6 +133,22 @@ class Case:
 def largest_gradient(trace: Trace) -> float:
     """The largest size of an element in all gradients of a run."""
     return widest([trace.get("gradient", name) for name in trace.names("gradient")])
+
+
+def summands_of(trace: Trace) -> dict[str, Terms]:
+    """Module path -> what the gradients of its parameters sum up, by a detailed run."""
+    found = {path_of(name): Terms(0.0, 0.0, 0.0) for name in trace.names("activation gradient")}
+    for record in trace.records:
+        value, path = record.value, path_of(record.name)
+        flows = record.kind in ("activation gradient", "input") and path in found
+        if not flows or value is None or value.dtype.kind != "f" or not value.size:
+            continue
+        size, known = math.sqrt(float(np.mean(np.square(value, dtype=np.float64)))), found[path]
+        if record.kind == "input":
+            found[path] = known._replace(inputs=max(known.inputs, size))
+        else:
+            found[path] = Terms(known.summed + value.size * size, known.squared + value.size * size**2, known.inputs)
+    return found
 
 
 @dataclass
@@ -331,6 +347,10 @@ class Experiment:
         self.reference.load_state(held.module, self.weights[weights])
         given = next(one for one in self.batches if one.name == batch)
         return self.run("reference", held.module, given, True, detail=True)
+
+    def summands(self, weights: str, batch: str) -> Mapping[str, Terms]:
+        """`summands_of` such a run."""
+        return summands_of(self.detailed(weights, batch))
 
     def _used(self, side: str, dtype: str) -> Any:
         model = self.model(side, dtype)

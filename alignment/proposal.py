@@ -28,18 +28,21 @@ def propose(
     settings: Mapping[str, Any] | None = None,
     mapping: ModelMapping | None = None,
     address: str | None = None,
+    trees: tuple[Tree, Tree] | None = None,
 ) -> Proposal:
     """Match a twin's two models and write down what was found, for a person to edit.
 
     Args:
         settings: constructor keywords that replace the twin's own. mapping: what is known already; None: the twin's own.
         address: what the twin is called on the command line, if not by its name.
+        trees: the two models as they are known, in place of such as are built.
 
     Raises:
         AlignmentError: a model can't be built, or the mapping speaks of what is not there.
     """
-    reference, candidate = build_sides(twin, settings or {})
-    trees = reference.tree, candidate.tree
+    if trees is None:
+        reference, candidate = build_sides(twin, settings or {})
+        trees = reference.tree, candidate.tree
     known = twin.mapping if mapping is None else mapping
     scope = told_scope(*trees, known, twin.names)
     matching = match_rest(*trees, scope)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from alignment.capture_file import About
+from alignment.errors import AlignmentError
 from alignment.frameworks import ModuleInfo
 from alignment.mapping import ModelMapping
 from alignment.matching import Tree
-from alignment.scope import Scope, corresponding, located, settle_scope
-from checkpoints import Layout, NameMap, Slot
+from alignment.scope import Scope, corresponding, located, plan_scope, settle_scope
+from checkpoints import CheckpointError, Layout, NameMap, Slot
 
 
 class Recorded:
@@ -48,16 +49,38 @@ class Recorded:
         return {path: options[option] for path in alike if option in (options := self._about.layers[path])}
 
 
-def settle_recorded(reference: About, candidate: About) -> tuple[Layout | None, tuple[str, ...], Scope, dict[str, str]]:
-    """How the tensors and modules of two captured sides correspond, as `alignment.experiment.prepare` settles it of live ones.
+def settle_recorded(
+    reference: About, candidate: About, mapping: ModelMapping | None = None
+) -> tuple[Layout | None, tuple[str, ...], Scope, dict[str, str]]:
+    """How the tensors and modules of two captured sides correspond: as the candidate's capture says that it was settled.
+
+    mapping: what is said in place of that.
 
     Returns the layout, or None with what keeps the tensors from corresponding, one line each; the scope; and the reference's
     module path -> the candidate's.
 
     Raises:
-        AlignmentError: the tensors can't be matched without guessing.
+        AlignmentError: the mapping speaks of what is not there, or by it the candidate should have been given other weights.
     """
-    ours, theirs = (Tree(about.framework, about.modules, about.slots) for about in (reference, candidate))
-    layout, mismatch, scope = settle_scope(ours, theirs, ModelMapping(), NameMap(exact=reference.counterparts))
+    ours, theirs = (tree_told(about) for about in (reference, candidate))
+    scope, layout, mismatch = candidate.said.scope(candidate.counterparts), None, candidate.mismatch
+    if not mismatch:
+        try:
+            layout = plan_scope(ours, theirs, scope)
+        except CheckpointError as error:
+            mismatch = tuple(line.strip() for line in str(error).splitlines())
+    if mapping is not None:
+        given = layout
+        layout, mismatch, scope = settle_scope(ours, theirs, mapping, NameMap(exact=reference.counterparts))
+        if layout != given:
+            raise AlignmentError(
+                "by this mapping the candidate's tensors correspond to others of the reference's than those it was captured "
+                "with: capture the candidate again, with --mapping"
+            )
     paths = corresponding(scope, ours, theirs, layout)
     return layout, mismatch, located(scope, ours, theirs, paths), paths
+
+
+def tree_told(about: About) -> Tree:
+    """What a matching looks at of a captured side."""
+    return Tree(about.framework, about.modules, about.slots)

@@ -26,6 +26,7 @@ from alignment.frameworks import Framework
 from alignment.localise import FLOWS, FORWARD, Root, Scene, first_is_root, row_of
 from alignment.recorded import Recorded, settle_recorded
 from alignment.report import StageResult, TensorResult
+from alignment.stages import within
 from alignment.trace import Kind, Trace, widest
 from alignment.twins import Side, Twin
 from checkpoints import undo
@@ -50,9 +51,10 @@ class SavedPair(Scene):
         self.sides = {"reference": reference, "candidate": candidate}
         super().__init__(_experiment(reference, candidate), reference.weights, reference.batch)
         packed = packed_tensors(self.experiment.layout)
-        records = (part for record in reference.trace.records for part in parted(record, packed))
-        self.reference64 = replace(reference.trace, records=tuple(records))
-        self.candidate64 = renamed(candidate.trace, self.experiment.called)
+        ours, theirs = (self._outside(saved.trace, number) for number, saved in enumerate((reference, candidate)))
+        records = (part for record in ours.records for part in parted(record, packed))
+        self.reference64 = replace(ours, records=tuple(records))
+        self.candidate64 = renamed(theirs, self.experiment.called)
         self.forced_run = self.candidate64
         self.candidate_state = candidate.state
 
@@ -73,15 +75,21 @@ class SavedPair(Scene):
         """
         raise AlignmentError(f"the {side} of a saved pair can't be run: there is no model")
 
+    def _outside(self, trace: Trace, side: int) -> Trace:
+        """A side's run without what is inside a module that is compared at its boundary."""
+        scope = self.experiment.scope
+        kept = (record for record in trace.records if scope.is_outside(side, record.kind, record.name))
+        return replace(trace, records=tuple(kept)) if scope.inside[side] else trace
+
     # ------------------------------------------------------------------------------------------------------- comparing
 
-    def judge(self, kind: Kind, name: str, candidate: NDArray | None) -> Comparison:
+    def judge(self, kind: Kind, name: str, candidate: NDArray | None, tolerance: Tolerance | None = None) -> Comparison:
         """Compare a value with the reference's, in float64 alone: there is no float32 run to measure rounding by."""
         truth = self.reference64.get(kind, name)
         scale = self.gradient_scale if kind in BACKWARD else 0.0
         # A loss is a difference of logits, and has their rounding.
         scale = widest([self.reference64.get("logits", "logits")]) if kind == "loss" else scale
-        tolerance = Tolerance()
+        tolerance = tolerance or self.experiment.scope.tolerance(name, self._called(name))
         comparison = measure(Pair(truth, truth, truth, candidate, scale=scale), tolerance)
         if comparison.decided_by == "bitwise" and comparison.verdict == "aligned":
             return replace(comparison, reason="equal bit for bit")
@@ -156,9 +164,22 @@ class SavedPair(Scene):
 
     @cached_property
     def differing(self) -> frozenset[Key]:
-        """Records that diverge, less what a module is given where all that is made of it agrees (a mask of −1e4 for −∞)."""
-        failing = {key for key, comparison in self.comparisons.items() if comparison.verdict == "diverged"}
+        """Records that diverge, less what a module is given where all that is made of it agrees (a mask of −1e4 for −∞).
+
+        What a mapping leaves out, or a tolerance of its own allows, is among them: what is made of it inherits.
+        """
+        failing = {key for key, found in self.comparisons.items() if found.verdict == "diverged"} | self._allowed
         return frozenset(key for key in failing if key[0] != "input" or self._calls.made_of(key[1]) & failing)
+
+    @cached_property
+    def _allowed(self) -> frozenset[Key]:
+        """Records that differ by more than rounding, and are no divergence by a tolerance of their own."""
+        own = (key for key in self.comparisons if self.experiment.scope.own(key[1], self._called(key[1])) is not None)
+        found = ((key, self.value(self.candidate64, *key)) for key in own)
+        usual = {key: self.judge(*key, value, Tolerance()).verdict for key, value in found if value is not None}
+        return frozenset(
+            key for key, one in usual.items() if one == "diverged" and self.comparisons[key].verdict != "diverged"
+        )
 
     @cached_property
     def roots(self) -> tuple[Root, ...]:
@@ -169,6 +190,8 @@ class SavedPair(Scene):
             key
             for key in self.comparisons
             if key in failing
+            and key not in self._allowed
+            and not self.experiment.scope.left_out(*key, self._called(key[1]))
             and self._calls.holder(self.owner(*key)) not in holders
             and key[1] not in self.wrong_weights
             and not any(before in failing for before in self._computed_from(*key))
@@ -441,7 +464,7 @@ def pair_stages(pair: SavedPair) -> tuple[tuple[StageResult, ...], tuple[str, ..
         else:
             rows = [_row(pair, key, roots) for key in pair.comparisons if key[0] in kinds and _listed(pair, key)]
             stages.append(StageResult(step, name, tuple(rows)))
-    found = tuple(stage for stage in stages if stage.tensors or stage.step != 2)
+    found = tuple(within(pair.experiment.scope, stage) for stage in stages if stage.tensors or stage.step != 2)
     if any(tensor.root for stage in found for tensor in stage.tensors):
         return found, tuple(notes)
     return first_is_root(found), tuple(notes)

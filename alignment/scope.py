@@ -95,6 +95,68 @@ class Scope:
         return own.tolerance if own else Tolerance()
 
 
+@dataclass(frozen=True)
+class Said:
+    """A scope without patterns, as a file holds it: the names that they match in their place. See `Scope`.
+
+    tolerances: names, and how much rounding is allowed for what is called so; the first that matches decides.
+    """
+
+    kept: tuple[str, ...] = ()
+    modules: Mapping[str, str] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+    boundary: tuple[str, ...] = ()
+    tolerances: tuple[tuple[tuple[str, ...], OwnTolerance], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def scope(self, counterparts: Mapping[str, Renamed | None]) -> Scope:
+        """The scope again. counterparts: what is said of the reference's tensors, `Scope.names` without rules."""
+        mapping = ModelMapping(
+            ignore=(any_of(self.ignore),) if self.ignore else (),
+            boundary=(any_of(self.boundary),) if self.boundary else (),
+            tolerances=tuple(own for _, own in self.tolerances),
+        )
+        return Scope(mapping, NameMap(exact=counterparts), frozenset(self.kept), self.modules, notes=self.notes)
+
+
+def spell_out(scope: Scope, reference: Tree, candidate: Tree, records: Iterable[str]) -> Said:
+    """The scope with names in place of patterns. records: names of what was recorded, which a pattern may match, too."""
+    names = {*RESULTS, *_paths(records)}
+    for tree in (reference, candidate):
+        names |= {module.path for one in (tree, tree.opened) for module in one.modules}
+        names |= {slot.name for slot in tree.slots} | {label for label, _ in tree.labelled}
+    names |= {above for name in names for above in _above(name)}
+
+    def matched(*patterns: str) -> tuple[str, ...]:
+        found = {name for name in names if any(re.fullmatch(pattern, name) for pattern in patterns)}
+        return tuple(sorted(name for name in found if found.isdisjoint(_above(name))))
+
+    mapping, tolerances = scope.mapping, []
+    for own in mapping.tolerances:
+        found, reason = matched(own.pattern), "".join(mark if mark.isprintable() else " " for mark in own.reason)
+        tolerances += [(found, replace(own, pattern=any_of(found), reason=reason))] if found else []
+    return Said(
+        tuple(sorted(scope.kept)),
+        dict(scope.modules),
+        matched(*mapping.ignore),
+        matched(*mapping.boundary),
+        tuple(tolerances),
+        scope.notes,
+    )
+
+
+def any_of(names: Iterable[str]) -> str:
+    """A pattern of these names and no other."""
+    return "|".join(map(re.escape, names))
+
+
+def _above(name: str) -> Iterator[str]:
+    """The paths of the modules that a name is inside of, but for the model itself."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
 def _paths(names: Iterable[str | None]) -> list[str]:
     """The names of tensors and the paths of modules that records are called after; "(root)" is the model itself."""
     return ["" if name == "(root)" else path_of(name) for name in names if name is not None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.compare import EPS32, Comparison, Pair, Tolerance, bitwise, measure, overall, settle
-from alignment.correspondence import first_names, holder, path_of, rename
+from alignment.correspondence import first_names, holder, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import LEARNING_RATE, Case, Experiment
 from alignment.frameworks import Framework, ModuleInfo, own_loss
@@ -26,7 +26,7 @@ from alignment.metrics import classification_metrics
 from alignment.orders import note
 from alignment.report import StageResult, TensorResult
 from alignment.scope import Scope, listed, with_reason
-from alignment.trace import Kind, Record, Trace, widest
+from alignment.trace import Kind, Record, Terms, Trace, widest
 from checkpoints import CheckpointError, Move, Slot, split, split_slots, undo
 
 Progress = Callable[[], None]
@@ -313,9 +313,12 @@ def initialization(experiment: Experiment) -> StageResult:
     if not (experiment.twin.reference.built and experiment.twin.candidate.built):
         note = "initializers not compared: a model given ready-made can't be drawn again; give the class or a function"
         return StageResult(2, "initialization", tuple(converted), (note,))
-    drawn = _initializers(experiment, seeds)
-    notes = (f"{seeds} seeds a side; false-alarm rate {FALSE_ALARM_RATE:g} for all initializer tests together",)
-    return StageResult(2, "initialization", (*converted, *drawn), notes)
+    drawn = compare_drawn(experiment, seeds)
+    return StageResult(2, "initialization", (*converted, *drawn), (drawn_note(seeds),))
+
+
+def drawn_note(seeds: int) -> str:
+    return f"{seeds} seeds a side; false-alarm rate {FALSE_ALARM_RATE:g} for all initializer tests together"
 
 
 def _after_conversion(experiment: Experiment) -> list[TensorResult]:
@@ -349,9 +352,8 @@ def drawn_initializers(experiment: Experiment, seeds: int) -> dict[str, tuple[ND
     moves = [move for move in layout.moves if ties[move.label] is None]
     drawn: dict[str, dict[str, list[NDArray]]] = {"reference": {}, "candidate": {}}
     for side in drawn:
-        framework, _ = experiment.side(side)
         for seed in range(seeds):
-            state = framework.read_state(experiment.build(side, seed=1 + seed))
+            state = experiment.initial(side, 1 + seed)
             state = split(state, layout) if side == "reference" else state
             for move in moves:
                 value = state[move.label] if side == "reference" else undo(state[move.target], move)
@@ -360,7 +362,8 @@ def drawn_initializers(experiment: Experiment, seeds: int) -> dict[str, tuple[ND
     return {move.label: (np.stack(ours.pop(move.label)), np.stack(theirs.pop(move.label))) for move in moves}
 
 
-def _initializers(experiment: Experiment, seeds: int) -> list[TensorResult]:
+def compare_drawn(experiment: Experiment, seeds: int) -> list[TensorResult]:
+    """A row for each tensor: do the two initialisers draw it from the same distribution?"""
     assert experiment.layout is not None
     targets = {move.label: move.target for move in experiment.layout.moves}
     drawn = drawn_initializers(experiment, seeds)
@@ -406,7 +409,7 @@ def judge_cases(
         if own_loss(experiment.twin.loss):
             metrics += _judge_metrics(case)
     results = []
-    summands = _Summands(experiment)
+    summands = Summands(experiment)
     for group in groups.values():
         own = experiment.scope.own(group[0].reference_name, group[0].candidate_name)
         settled = _settled(group, summands, own.tolerance if own else None)
@@ -420,7 +423,7 @@ def judge_cases(
     return merge([*results, *metrics])
 
 
-def _settled(group: list[_Measured], summands: _Summands, tolerance: Tolerance | None = None) -> list[Comparison]:
+def _settled(group: list[_Measured], summands: Summands, tolerance: Tolerance | None = None) -> list[Comparison]:
     """The comparisons of one record in all cases, their precision judged."""
     settled = settle([one.comparison for one in group], tolerance)
     if any(comparison.decided_by == "precision" for comparison in settled) and group[0].record == "gradient":
@@ -428,7 +431,7 @@ def _settled(group: list[_Measured], summands: _Summands, tolerance: Tolerance |
     return settled
 
 
-class _Summands:
+class Summands:
     """How large the terms are that a parameter's gradient sums: a second look at what seems imprecise.
 
     A gradient whose terms cancel is small beside them, and so may one side's error be by luck or by a wider accumulator;
@@ -440,7 +443,7 @@ class _Summands:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._traces: dict[tuple[str, str], Trace] = {}
+        self._known: dict[tuple[str, str], Mapping[str, Terms]] = {}
         self._kinds = {slot.name: slot.kind for slot in experiment.slots}
 
     def allow(self, one: _Measured) -> Comparison:
@@ -448,39 +451,28 @@ class _Summands:
         comparison = one.comparison
         if comparison.error32 is None or comparison.shape is None or one.reference_name is None:
             return comparison
-        extra = EPS32 * self._allowance(one.weights, one.batch, one.reference_name, comparison.shape)
+        extra = self.rounding(one.weights, one.batch, one.reference_name, comparison.shape)
         error, noise, floor = comparison.largest32
         return replace(comparison, floor32=comparison.floor32 + extra, largest32=(error, noise, floor + 4 * extra))
 
-    def _allowance(self, weights: str, batch: str, name: str, shape: tuple[int, ...]) -> float:
-        """Of an element of the gradient, in ε: its terms are an output's gradient each, times an input where it is a matrix's."""
-        trace = self._trace(weights, batch)
-        calls = trace.names("activation gradient")
-        owner = holder(name, {path_of(call) for call in calls})
-        flows = [trace.get("activation gradient", call) for call in calls if path_of(call) == owner]
-        inputs = [trace.get("input", call) for call in trace.names("input") if path_of(call) == owner]
-        seen = [_rms(x) for x in inputs if x is not None and x.dtype.kind == "f" and x.size]
+    def rounding(self, weights: str, batch: str, name: str, shape: tuple[int, ...]) -> float:
+        """How far float32 rounding may put an element of a gradient.
+
+        Its terms are an output's gradient each, times an input where it is a matrix's.
+        """
+        if (weights, batch) not in self._known:
+            self._known[weights, batch] = self._experiment.summands(weights, batch)
+        known = self._known[weights, batch]
+        terms = known.get(holder(name, known), Terms(0.0, 0.0, 0.0))
         kind = self._kinds.get(name, "")
-        if len(shape) < 2 or not seen:
+        if len(shape) < 2 or not terms.inputs:
             factor = 1.0
         else:  # what a recurrent layer multiplies besides its input is about 1
-            factor = max(seen) if kind == "Linear" or kind.startswith("Conv") else max(1.0, *seen)
+            factor = terms.inputs if kind == "Linear" or kind.startswith("Conv") else max(1.0, terms.inputs)
         # A table's row sums what it was looked up for; a matrix's, or a vector's element, all there is.
         outputs = math.prod(shape) if kind == "Embedding" else max(1, shape[0] if shape else 1)
-        terms = [(flow.size / outputs, _rms(flow)) for flow in flows if flow is not None and flow.size]
-        summed = sum(count * size for count, size in terms)
-        squared = math.sqrt(sum(count * size**2 for count, size in terms))
-        return min(SUMMED_ULPS * summed, SQUARED_ULPS * squared) * factor
-
-    def _trace(self, weights: str, batch: str) -> Trace:
-        """A detailed float64 run of the reference."""
-        if (weights, batch) not in self._traces:
-            self._traces[weights, batch] = self._experiment.detailed(weights, batch)
-        return self._traces[weights, batch]
-
-
-def _rms(values: NDArray) -> float:
-    return math.sqrt(float(np.mean(np.square(values, dtype=np.float64))))
+        allowed = min(SUMMED_ULPS * terms.summed / outputs, SQUARED_ULPS * math.sqrt(terms.squared / outputs))
+        return EPS32 * factor * allowed
 
 
 def _judge_activations(experiment: Experiment, case: Case) -> Iterable[_Measured]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,16 @@ class Trace:
     def names(self, kind: Kind) -> list[str]:
         """Names of one kind, in order."""
         return [record.name for record in self.records if record.kind == kind]
+
+
+class Terms(NamedTuple):
+    """The terms that gradients of a module's parameters sum, about. Over its outputs y in all calls: summed, Σ|∂y|, their number
+    times their RMS; squared, Σ∂y². inputs: the largest RMS of what it is given, 0 where that is no number.
+    """
+
+    summed: float
+    squared: float
+    inputs: float
 
 
 def widest(values: list[NDArray | None]) -> float:

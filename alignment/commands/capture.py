@@ -10,17 +10,20 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from alignment.capture import Captured, Keep, capture_candidate, capture_reference, no_mapping
-from alignment.capture_file import Level
+from alignment.capture import Captured, Keep, capture_candidate, capture_reference, twin_of_capture
+from alignment.capture_file import Level, read_capture
 from alignment.commands._options import make_options, shared_options
 from alignment.errors import AlignmentError
 from alignment.frameworks import FRAMEWORKS, reserve_threads
-from alignment.twins import DEFAULT_TWIN, get_twin
+from alignment.twins import DEFAULT_TWIN, Twin, get_twin
 from alignment.views.progress import progress
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 # What a candidate's capture takes from the reference's.
-FROM_REFERENCE = ("assignments", "data", "weights", "seed", "batch_size", "length", "level", "only", "train_steps")
+FROM_REFERENCE = (
+    *("assignments", "data", "weights", "seed", "batch_size", "length", "level", "only", "train_steps"),
+    *("strict", "initializers"),
+)
 
 
 class Size(click.ParamType):
@@ -78,6 +81,11 @@ class Size(click.ParamType):
 @click.option(
     "--train-steps", type=click.IntRange(0, 10_000), default=0, show_default=True, help="Steps of Adam to record, too."
 )
+@click.option(
+    "--initializers",
+    is_flag=True,
+    help="Keep what the side's own initialiser gives under several seeds, to compare it, too.",
+)
 @shared_options
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
@@ -89,6 +97,7 @@ def command(
     only: tuple[str, ...],
     budget: int | None,
     train_steps: int,
+    initializers: bool,
     json_file: Path | None,
     quiet: bool,
     **given: Any,
@@ -100,16 +109,14 @@ def command(
     """
     if json_file is not None:
         raise AlignmentError("--json goes with `align compare`: a capture has no report")
-    if given["strict"]:
-        raise AlignmentError("--strict goes with a check in one environment: leave it out")
     if source is None:
         chosen = twin or DEFAULT_TWIN
-        if _part(side, chosen) == "candidate":
+        if _part(side, get_twin(chosen)) == "candidate":
             raise AlignmentError(
                 "a candidate is captured from the reference's capture, which holds the weights and batches it is to be given: "
                 "name that with --from REFERENCE.safetensors"
             )
-        written = _reference(chosen, out, Keep(level, only, budget), train_steps, given)
+        written = _reference(chosen, out, Keep(level, only, budget), train_steps, initializers, given)
     else:
         written = _candidate(twin, side, source, out, budget, given)
     if not quiet:
@@ -119,47 +126,55 @@ def command(
     return 0
 
 
-def _reference(twin: str, out: Path, keep: Keep, train_steps: int, given: dict[str, Any]) -> Captured:
+def _reference(
+    twin: str, out: Path, keep: Keep, train_steps: int, initializers: bool, given: dict[str, Any]
+) -> Captured:
+    if given["mapping"] is not None:
+        raise AlignmentError("--mapping goes with the candidate's capture, or with `align compare`: leave it out here")
     reserve_threads(given["threads"])
     options = make_options(get_twin(twin), **given)
     with progress("preparing") as show:
         show(f"{twin}: preparing")
-        return capture_reference(twin, out, options, keep, train_steps, partial(show, twin))
+        show_ = partial(show, twin)
+        return capture_reference(twin, out, options, keep, train_steps, show_, initializers=initializers)
 
 
 def _candidate(
     twin: str | None, side: str, source: Path, out: Path, budget: int | None, given: dict[str, Any]
 ) -> Captured:
-    from alignment.capture_file import read_capture
-
     context = click.get_current_context()
     for parameter in context.command.params:
         typed = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if parameter.name in FROM_REFERENCE and typed:
             raise AlignmentError(f"{parameter.opts[0]} is taken from the reference's capture: leave it out with --from")
-    name = twin or read_capture(source).about.address
-    if given["mapping"] is not None:
-        raise no_mapping(name)
-    if _part(side, name) == "reference":
+    chosen = twin_of_capture(read_capture(source), twin, source)
+    name = twin or chosen.name
+    if _part(side, chosen) == "reference":
         raise AlignmentError("--from goes with the candidate: the reference is captured without it")
     reserve_threads(given["threads"])
     with progress("preparing") as show:
         show(f"{name}: preparing")
         return capture_candidate(
-            source, out, twin, given["faults"], threads=given["threads"], budget=budget, progress=partial(show, name)
+            source,
+            out,
+            twin,
+            given["faults"],
+            threads=given["threads"],
+            budget=budget,
+            progress=partial(show, name),
+            mapping=given["mapping"],
         )
 
 
-def _part(side: str, twin: str) -> str:
+def _part(side: str, chosen: Twin) -> str:
     """``"reference"`` or ``"candidate"``, of a side named by its part or its framework."""
     if side in ("reference", "candidate"):
         return side
-    chosen = get_twin(twin)
     parts = {"reference": chosen.reference.framework, "candidate": chosen.candidate.framework}
     named = [part for part, framework in parts.items() if framework == side]
     if len(named) != 1:
         both = ", ".join(f"{part} {framework}" for part, framework in parts.items())
         raise AlignmentError(
-            f"--side {side} does not tell which side of {twin} is meant ({both}): name reference or candidate"
+            f"--side {side} does not tell which side of {chosen.name} is meant ({both}): name reference or candidate"
         )
     return named[0]

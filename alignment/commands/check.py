@@ -29,6 +29,7 @@ from alignment.errors import AlignmentError
 from alignment.experiment import SIDES
 from alignment.frameworks import reserve_threads
 from alignment.isolation import run_isolated
+from alignment.mapping import ModelMapping
 from alignment.report import Report
 from alignment.twins import DEFAULT_TWIN, TWINS, get_twin
 from alignment.views.progress import progress
@@ -140,8 +141,6 @@ def command(
         here = {
             "isolate": isolate,
             "reprod-log": reprod_log is not None,
-            "strict": given["strict"],
-            "mapping": given["mapping"],
             "precision": given["precision"] != "float32",
             **{
                 name: given[name.replace("-", "_")]
@@ -189,7 +188,12 @@ def _run_apart(
     several = [(name, one) for name, value in values for one in (value if isinstance(value, tuple) else (value,))]
     arguments = [part for name, value in several if value is not None for part in (f"--{name}", str(value))]
     steps = sorted(set(given["steps"])) or (1, 2, 3, 4, 5)
+    arguments += ["--strict"] if given["strict"] else []
+    arguments += ["--initializers"] if 2 in steps else []
     planted = [part for fault in given["faults"] for part in ("--inject", fault)]
+    if given["mapping"]:
+        ModelMapping.read(given["mapping"])  # before the work: the candidate comes second
+        planted += ["--mapping", given["mapping"]]
     reports = []
     with progress("preparing") as show:
         for name in names:

@@ -33,6 +33,16 @@ from alignment.views.progress import progress
     help="Of dumps in float32 alone: a difference up to this share of the tensor's largest element counts as none.",
 )
 @click.option(
+    "--mapping",
+    metavar="FILE",
+    help="Of captures: what is compared and how strictly, in place of what the candidate was captured with.",
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Of captures: call a batch norm's running variance diverged, too, where the frameworks define it differently.",
+)
+@click.option(
     "--json",
     "json_file",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -45,6 +55,8 @@ def command(
     candidate: Path,
     steps: tuple[int, ...],
     tolerance: float | None,
+    mapping: str | None,
+    strict: bool,
     json_file: Path | None,
     verbose: bool,
     quiet: bool,
@@ -64,13 +76,18 @@ def command(
             )
         with progress("comparing") as show:
             report = compare_captures(
-                reference, candidate, sorted(set(steps)) or (1, 2, 3, 4, 5), partial(show, "comparing")
+                reference,
+                candidate,
+                sorted(set(steps)) or (1, 2, 3, 4, 5),
+                partial(show, "comparing"),
+                mapping=mapping,
+                strict=strict,
             )
     elif any(captures):
         odd = candidate if captures[0] else reference
         raise AlignmentError(f"{odd}: a capture is compared with a capture ({SUFFIX} files)")
     else:
-        if steps:
-            raise AlignmentError("--step goes with captures: a dump has the tensors it has")
+        for name in (name for name, said in (("step", steps), ("mapping", mapping), ("strict", strict)) if said):
+            raise AlignmentError(f"--{name} goes with captures: a dump has the tensors it has")
         report = compare_dumps(reference, candidate, tolerance)
     return finish(report, json_file, verbose, quiet)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from alignment.capture import trees_beside
 from alignment.commands._options import refuse_unwritable
 from alignment.errors import AlignmentError
 from alignment.mapping import ModelMapping
@@ -32,9 +33,18 @@ from checkpoints import write_aside
 @click.option(
     "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A size or other setting of both sides."
 )
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="REFERENCE.safetensors",
+    help="The reference's capture, where the reference's framework need not be installed; it tells the settings, too.",
+)
 @click.option("--mapping", "known", metavar="FILE", help="A mapping that says some of it already.")
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
-def command(twin: str, output: Path, assignments: tuple[str, ...], known: str | None, force: bool) -> int:
+def command(
+    twin: str, output: Path, assignments: tuple[str, ...], source: Path | None, known: str | None, force: bool
+) -> int:
     """Match the modules and tensors of TWIN's two sides and write all that was found to a mapping file, to edit.
 
     How each was found (by name, order or shape) stands beside it; what is ambiguous stands there with its choices, to be
@@ -48,7 +58,10 @@ def command(twin: str, output: Path, assignments: tuple[str, ...], known: str | 
     with progress("matching"):
         chosen = get_twin(twin)
         mapping = None if known is None else ModelMapping.read(known)
-        proposal = propose(chosen, parse_settings(chosen, assignments), mapping, twin)
+        if source is not None and assignments:
+            raise AlignmentError("--set is taken from the reference's capture: leave it out with --from")
+        trees = None if source is None else trees_beside(source, chosen)
+        proposal = propose(chosen, parse_settings(chosen, assignments), mapping, twin, trees)
     with write_aside(output) as file:
         file.write(proposal.text.encode())
     left = [

@@ -26,6 +26,8 @@ from checkpoints import CheckpointError, Move, Slot, undo
 ROUNDING = 1e4
 # Units in the last place of the largest tensor of a kind: what is smaller than that is zero but for rounding.
 ZERO_ULPS = 16.0
+# How the name of a weight ends that was kept before the first call.
+INITIAL = " (initial)"
 
 
 class DumpKey(NamedTuple):
@@ -128,7 +130,7 @@ def _rows(
         if value is not None and value.dtype.kind == "f" and value.size:
             size = float(np.abs(np.where(np.isfinite(value), value, 0)).max())
             largest[key.record] = max(size, largest.get(key.record, 0.0))
-    targets = {move.target: move.source for move in moves.values()}
+    targets = {move.target + end: move.source + end for move in moves.values() for end in ("", INITIAL)}
     left = {
         key._replace(name=targets.get(key.name, key.name)) if _is_parameters(key) else key: (key.name, value)
         for key, value in theirs.tensors.items()
@@ -137,11 +139,13 @@ def _rows(
     for key, value in ours.tensors.items():
         has = key in left
         name, other = left.pop(key, (None, None))
-        move = moves.get(key.name) if _is_parameters(key) else None
+        move = moves.get(key.name.removesuffix(INITIAL)) if _is_parameters(key) else None
         if move is not None and other is not None and other.shape == move.shape_to:
             other = undo(other.astype(move.dtype, copy=False), move)
         if has and value is None and other is None:
             comparison = Comparison("aligned", "metadata", "none on both sides: neither gives it a gradient")
+        elif key.record == "input":
+            comparison = bitwise(_as_given(value), _as_given(other))
         elif key.step == 1 or (value is None) != (other is None):
             comparison = bitwise(value, other)
         else:
@@ -151,6 +155,11 @@ def _rows(
         row = result_of(key.record, None, name, bitwise(None, np.zeros(0) if other is None else other), "unknown")
         rows.append((key.step, replace(row, weights=None)))
     return rows
+
+
+def _as_given(value: NDArray | None) -> NDArray | None:
+    """An input to be compared bit for bit; of whole numbers, the frameworks may be given other widths."""
+    return value if value is None or value.dtype.kind not in "iu" else value.astype(np.int64)
 
 
 def _is_parameters(key: DumpKey) -> bool:

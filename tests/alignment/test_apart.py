@@ -107,7 +107,7 @@ def test_a_candidate_that_cannot_take_the_weights_is_captured_all_the_same(tmp_p
     twin = get_twin(TEXT)
     other = replace(twin, candidate=replace(twin.candidate, settings={"embed": 20}))
     reference, candidate = tmp_path / "r.safetensors", tmp_path / "c.safetensors"
-    capture_reference(twin, reference, QUICK)
+    capture_reference(twin, reference, QUICK, initializers=True)
     written = capture_candidate(reference, candidate, other)
     assert "can't be given the reference's weights" in written.notes[0]
     apart, live = compare_captures(reference, candidate), check(other, replace(QUICK, steps=(1,)))
@@ -327,13 +327,30 @@ def test_files_that_do_not_belong_together(tmp_path, plain) -> None:
         (("compare", "R", "C", "--tolerance", "0.1"), "--tolerance goes with dumps"),
         (("check", TEXT, "--reference-python", "no-such-python"), "no such program"),
         (("check", TEXT, "--reference-python", "python", "--isolate"), "--isolate goes with a check in one"),
-        (("check", TEXT, "--candidate-python", "python", "--mapping", "m.toml"), "--mapping goes with a check in one"),
-        (("check", TEXT, "--candidate-python", "python", "--strict"), "--strict goes with a check in one"),
+        (
+            ("check", TEXT, "--candidate-python", "python", "--mapping", "none.toml"),
+            "none.toml: can't read the mapping",
+        ),
+        (("capture", "--side", "paddle", "--from", "R", "--strict", "-o", "OUT"), "--strict is taken from"),
+        (("capture", "--side", "paddle", "--from", "R", "--initializers", "-o", "OUT"), "--initializers is taken from"),
+        (("capture", TEXT, "--side", "torch", "--weights", "x.pdparams", "-o", "OUT"), "`align convert`"),
+        (("capture", TEXT, "--side", "torch", "--mapping", "m.toml", "-o", "OUT"), "goes with the candidate's capture"),
+        (("compare", "R", "C", "--mapping", "none.toml"), "none.toml: can't read the mapping"),
+        (("compare", "a.npy", "b.npy", "--mapping", "m.toml"), "--mapping goes with captures"),
+        (("compare", "a.npy", "b.npy", "--strict"), "--strict goes with captures"),
+        (("map", TEXT, "--from", "R", "--set", "embed=8", "-o", "NEW"), "--set is taken from"),
+        (("map", TEXT, "--from", "C", "-o", "NEW"), "is a candidate's capture"),
+        (("map", "fast-transformer", "--from", "R", "-o", "NEW"), "not of fast-transformer"),
         (("check", TEXT, "--timeout", "5"), "--timeout goes with --isolate, or with --reference-python"),
     ],
 )
 def test_arguments_that_do_not_go_together(plain, tmp_path, capsys, arguments, said) -> None:
-    named = {"R": str(plain[0]), "C": str(plain[1]), "OUT": str(tmp_path / "x.safetensors")}
+    named = {
+        "R": str(plain[0]),
+        "C": str(plain[1]),
+        "OUT": str(tmp_path / "x.safetensors"),
+        "NEW": str(tmp_path / "n.toml"),
+    }
     assert run([named.get(argument, argument) for argument in arguments]) == 2
     printed = capsys.readouterr().err
     assert said in printed
@@ -387,18 +404,15 @@ def test_three_environments(small_arguments, tmp_path, fault, status) -> None:
     assert fault is None or "finding: " in done.stdout
 
 
-def test_a_mapping_speaks_of_both_sides(plain, tmp_path, capsys) -> None:
-    mapping = tmp_path / "mapping.toml"
-    mapping.write_text('ignore = ["fc"]\n')
-    out = tmp_path / "x.safetensors"
-    assert run(["capture", TEXT, "--side", "torch", "--mapping", str(mapping), "-o", str(out)]) == 2
-    assert "goes by a mapping" in capsys.readouterr().err
-    assert run(["capture", "--side", "paddle", "--from", str(plain[0]), "--mapping", str(mapping), "-o", str(out)]) == 2
-    assert "goes by a mapping" in capsys.readouterr().err
-    twin = replace(get_twin(TEXT), mapping=ModelMapping(ignore=("fc",)))
-    with pytest.raises(AlignmentError, match="goes by a mapping"):
-        capture_candidate(plain[0], out, twin)
-    assert not out.exists()
+def test_a_mapping_goes_with_the_candidate(plain, tmp_path) -> None:
+    with pytest.raises(AlignmentError, match="a mapping goes with the candidate"):
+        capture_reference(TEXT, tmp_path / "r.safetensors", replace(QUICK, mapping=ModelMapping(ignore=("fc",))))
+    files = plain[0], tmp_path / "c.safetensors"
+    capture_candidate(*files, mapping=ModelMapping(ignore=("fc",)))
+    report = compare_captures(*files)
+    assert report.verdict == "aligned"
+    assert "ignored by the mapping: " in " ".join(report.twins[0].stages[2].notes)
+    assert not [name for _, name in rows(report) if name.startswith("fc")]
 
 
 def test_the_blocker_blocks(tmp_path) -> None:
@@ -425,6 +439,17 @@ def test_one_command_drives_two_interpreters(small_arguments, tmp_path, capsys, 
     assert [stage["step"] for stage in twin["stages"]] == [3]
     assert twin["faults"] == ([fault] if fault else [])
     assert twin["notes"][0].startswith("captured apart")
+
+
+def test_two_interpreters_compare_what_one_does(small_arguments, tmp_path) -> None:
+    """Initialisers and strictness, too."""
+    reports = []
+    for number, apart in enumerate(((), ("--candidate-python", sys.executable))):
+        report = tmp_path / f"{number}.json"
+        run(["check", *small_arguments(TEXT), "--step", "2", "--strict", "--json", str(report), *apart])
+        reports.append(orjson.loads(report.read_bytes())["twins"][0]["stages"])
+    assert reports[0] == reports[1]
+    assert [tensor for tensor in reports[0][0]["tensors"] if tensor["record"] == "initializer"]
 
 
 @pytest.mark.parametrize(

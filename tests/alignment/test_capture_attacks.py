@@ -26,9 +26,12 @@ from alignment.capture_file import (
 )
 from alignment.figures import figures_of
 from alignment.frameworks import ModuleInfo
+from alignment.mapping import OwnTolerance
+from alignment.scope import Said
 from alignment.structures import describe, restore
-from alignment.trace import Record, Trace
+from alignment.trace import Record, Terms, Trace
 from checkpoints import Slot
+from checkpoints.names import Renamed
 from fake_data import Batch
 
 RANDOM = np.random.default_rng(0)
@@ -43,10 +46,23 @@ ABOUT = About(
     modules=(ModuleInfo("", "Model", True), ModuleInfo("fc", "Linear", False)),
     layers={"": {}, "fc": {"eps": 1e-5}},
     loss="criterion",
+    mode="train",
     twin="small",
     settings={"size": 3},
+    strict=True,
+    initializers=1,
+    counterparts={"fc.weight": Renamed("head.weight", "transpose", True), "fc.bias": None},
+    said=Said(
+        ("head.bias",),
+        {"fc": "head"},
+        ("fc.bias",),
+        ("fc",),
+        ((("fc", "logits"), OwnTolerance("fc|logits", "why", semantics_margin=2.0)),),
+        ("matched",),
+    ),
 )
 WEIGHTS = {"init": {"fc.weight": np.ones((2, 3), np.float32), "fc.bias": np.zeros(2, np.float32)}}
+INITIAL = (WEIGHTS["init"],)
 BATCH = Batch("first", {"x": np.ones((4, 3), np.float32)}, np.zeros(4, np.int64))
 VALUE = RANDOM.standard_normal((4, 2))
 
@@ -63,7 +79,13 @@ def a_run(purpose: str, dtype: str, **more: Any) -> Run:
 
 RUNS = (
     a_run("case", "float32"),
-    a_run("case", "float64", figures={("loss", "loss"): figures_of(VALUE, (1e-8, 2e-8))}, order=(("loss", "loss"),)),
+    a_run(
+        "case",
+        "float64",
+        figures={("loss", "loss"): figures_of(VALUE, (1e-8, 2e-8))},
+        order=(("loss", "loss"),),
+        summands={"fc": Terms(3.5, 2.0, 1.0)},
+    ),
     a_run("detail", "float64", left_out={("logits", "logits"): "budget"}),
 )
 
@@ -71,7 +93,7 @@ RUNS = (
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("whole") / "capture.safetensors"
-    write_capture(path, ABOUT, WEIGHTS, (BATCH,), RUNS)
+    write_capture(path, ABOUT, WEIGHTS, (BATCH,), RUNS, INITIAL)
     return path.read_bytes()
 
 
@@ -105,6 +127,8 @@ def test_a_small_capture_is_read_back(folder, whole) -> None:
     assert capture.runs[1].figures["loss", "loss"] == figures_of(VALUE, (1e-8, 2e-8))
     assert capture.runs[2].left_out == {("logits", "logits"): "budget"}
     assert ("gradient", "fc.bias") in capture.runs[0].order
+    assert capture.runs[1].summands == {"fc": (3.5, 2.0, 1.0)}
+    np.testing.assert_array_equal(capture.initial[0]["fc.weight"], np.ones((2, 3)))
     np.testing.assert_array_equal(capture.weights["init"]["fc.weight"], np.ones((2, 3)))
     with pytest.raises(AlignmentError, match="not whole"):
         read_detailed(written(folder, whole))
@@ -210,6 +234,15 @@ def huge_shape(_told: dict[str, Any], outer: dict[str, Any]) -> None:
     outer["0/activation/fc"]["shape"] = [2**40, 2**40]
 
 
+def at(*path: Any, value: Any):
+    def change(told: dict[str, Any], _outer: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            told = told[key]
+        told[path[-1]] = value
+
+    return change
+
+
 def overlapping(_told: dict[str, Any], outer: dict[str, Any]) -> None:
     outer["0/activation/fc"]["data_offsets"] = outer["0/logits/logits"]["data_offsets"]
 
@@ -233,11 +266,34 @@ def overlapping(_told: dict[str, Any], outer: dict[str, Any]) -> None:
         (lying_shape, "its bytes are not where its shape"),
         (huge_shape, "its bytes are not where its shape"),
         (overlapping, "its bytes are not where its shape"),
+        (at("schema_version", value=2), "schema version 2 is not known here; 3 is"),
+        (at("mode", value="both"), "mode 'both' is none of eval, train"),
+        (at("dropout", value="some"), "dropout .some. is none of frozen, seeded"),
+        (at("initializers", value=2), "'initial/1/fc.weight' that its header lists is missing"),
+        (at("initializers", value=10**6), "at most 1000 are read"),
+        (at("said", "tolerances", 0, "semantics_margin", value=0), "a tolerance of its own is none"),
+        (at("said", "tolerances", 0, "semantics_margin", value=10**400), "not JSON|a tolerance of its own is none"),
+        (at("said", "tolerances", 0, "reason", value=" "), "give the reason"),
+        (at("said", "tolerances", 0, "names", value=["\x1b[2J"]), "can't be printed"),
+        (at("said", "ignore", value=["a"] * 10_001), "names more than 10000 modules and tensors"),
+        (at("said", "modules", value={"fc": 3}), "can't be printed"),
+        (at("counterparts", "fc.weight", "operation", value="rotate"), "operation 'rotate' is none of"),
+        (at("runs", 1, "summands", "fc", value=[1.0]), "no three of figures"),
+        (at("runs", 1, "summands", "fc", value=[1.0, -1.0, 1.0]), "no three of figures"),
     ],
 )
 def test_lies(folder, whole, change, said) -> None:
     with pytest.raises(AlignmentError, match=said):
         read_capture(written(folder, changed(whole, change)))
+
+
+def test_no_pattern_of_a_file_is_matched(folder, whole) -> None:
+    """A name that is a pattern which takes for ever stands for itself."""
+    hostile = "(a+)+$"
+    path = written(folder, changed(whole, at("said", "ignore", value=[hostile])))
+    scope = read_capture(path).about.said.scope({})
+    assert not scope.ignores("a" * 40 + "!")
+    assert scope.ignores(hostile)
 
 
 def test_a_name_that_stands_twice(folder, whole) -> None:
@@ -263,14 +319,14 @@ def test_a_write_that_fails_leaves_nothing(tmp_path) -> None:
         "case", "init", "first", 0, Trace("torch", "float32", (Record("loss", "loss", np.zeros(1, np.complex64)),))
     )
     with pytest.raises(AlignmentError, match="complex64, which a capture can't hold"):
-        write_capture(path, ABOUT, WEIGHTS, (BATCH,), (*RUNS, odd))
+        write_capture(path, ABOUT, WEIGHTS, (BATCH,), (*RUNS, odd), INITIAL)
     assert not list(tmp_path.iterdir())
 
 
 def test_nested_inputs_travel(tmp_path) -> None:
     path = tmp_path / "capture.safetensors"
     arrays, structure = describe((np.ones((4, 3)),), {"past": (np.zeros(2), None), "flag": True})
-    write_capture(path, ABOUT, WEIGHTS, (Batch("first", arrays, None, structure),), RUNS)
+    write_capture(path, ABOUT, WEIGHTS, (Batch("first", arrays, None, structure),), RUNS, INITIAL)
     (batch,) = read_capture(path).batches
     arguments, keywords, targets = restore(batch.structure, batch.inputs)
     assert (arguments[0].shape, keywords["past"][1], keywords["flag"], targets) == ((4, 3), None, True, None)

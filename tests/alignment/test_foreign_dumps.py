@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -178,51 +179,78 @@ def test_what_is_zero_but_for_rounding() -> None:
 # ---------------------------------------------------------------------------------------------------------------- PaDiff
 
 
-def padiff(folder: Path, framework: str, scale: float = 1.0) -> Path:
-    """A dump as padiff/tools/dump.py writes it: of a Linear and a function, under a model that hands on what they give."""
-    layer = "torch.nn.Module" if framework == "torch" else "paddle.nn.Layer"
+def padiff(folder: Path, framework: str, scale: float = 1.0, first: bool = False, given: float = 1.0) -> Path:
+    """A dump as PaDiff's `try_dump` writes it (padiff/tools/dump.py): of a layer called twice and a function between.
+
+    first: as it began (padiff/dump_tools.py at 69998ee): one tree, paths for entries, and no first input or weights.
+    """
     folder.mkdir(parents=True)
-    number = 0
+    numbers: dict[str, int] = {}
 
-    def put(inner: str, value: np.ndarray) -> str:
-        nonlocal number
+    def put(inner: str, prefix: str, value: np.ndarray) -> str:
         (folder / inner).mkdir(exist_ok=True)
-        np.save(folder / inner / f"{inner}_{number}.npy", value)
-        number += 1
-        return f"/somewhere/else/padiff_dump/model/{inner}/{inner}_{number - 1}.npy"
+        number = numbers[inner] = numbers.get(inner, -1) + 1
+        np.save(folder / inner / f"{prefix}_{number}.npy", value)
+        return f"/somewhere/else/padiff_dump/model/step_0/rank_0/{inner}/{prefix}_{number}.npy"
 
-    def node(name: str, route: str, children=()) -> dict:
-        value = np.full((2, 3), len(name), np.float32)
-        return {
-            "name": name, "route": route, "type": "net",
-            "fwd_outputs": [{"path": put("tensors", value), "shape": "[2, 3]", "dtype": "float32"}],
-            "bwd_grads": [{"path": put("tensors", value * scale), "shape": "[2, 3]", "dtype": "float32"}],
-            "metas": {"fwd_step": 0, "bwd_step": 0, "net_id": 1}, "children": list(children), "stack": layer,
+    def entry(value: np.ndarray) -> Any:
+        path = put("tensors", "tensor", value)
+        own = framework == "torch"
+        return path if first else {
+            "path": path, "shape": "torch.Size([2, 3])" if own else "[2, 3]", "dtype": f"{framework}.float32",
+            "place": "cpu" if own else "Place(cpu)", "layout": "torch.strided" if own else "NCHW",
         }  # fmt: skip
 
-    function = "torch.nn.functional.relu()"
-    tree = node("Model()", "Net", [node("Linear(3, 3)", "Net.fc"), node(function, ""), node("Linear(3, 3)", "Net.fc")])
-    report = {"model_name": "Net", "framework": framework, "file_path": "report.json", "layer_map": {}, "tree": [tree]}
-    (folder / "report.json").write_text(json.dumps(report))
+    def node(name: str, route: str, step: int, children=()) -> dict:
+        value = np.full((2, 3), 1 + len(route) + step, np.float32)
+        told = {
+            "name": name, "route": route, "type": "net" if route else "api",
+            "fwd_outputs": [entry(value)], "bwd_grads": [entry(value * np.float32(scale))],
+            "metas": {"fwd_step": 2 * step, "bwd_step": 2 * step + 1, "net_id": step if route else -1},
+            "children": list(children),
+        }  # fmt: skip
+        return told if first else told | {"stack": "   File model.py: 3    forward\n"}
+
+    function = "torch.nn.functional.relu" if framework == "torch" else "paddle.nn.functional.relu"
+    # A layer's children stand within it, and its own tensors are written before theirs.
+    children = [node("Linear", "Net.fc", 1), node(function, "", 2), node("Linear", "Net.fc", 3)]
+    tree = node("Net", "Net", 4, children)
+    report = {
+        "model_name": "Net", "framework": framework, "file_path": f"{folder}/report.json",
+        "layer_map": [] if first else {"route": [], "fullname": []}, "tree": tree if first else [tree],
+    }  # fmt: skip
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)
     stored = weight if framework == "torch" else weight.T
+    if not first:
+        (folder / "init_weights").mkdir()
+        np.save(folder / "init_weights" / "fc.weight.npy", stored - 1)
+        np.save(folder / "init_weights" / "fc.bias.npy", weight[:, 0])
+        (folder / "first_input").mkdir()
+        np.save(folder / "first_input" / "input_0.npy", np.full((2, 3), given, np.float32))
+        np.save(
+            folder / "first_input" / "input_1.npy", np.arange(2, dtype="int64" if framework == "torch" else "int32")
+        )
+        (folder / "first_input" / "input_2.json").write_text('{"type": "bool", "data": "True"}')
+        report |= {
+            "has_init_weights": True, "init_weights_dir": "init_weights",
+            "has_first_input": True, "first_input_dir": "first_input", "first_input_count": 3,
+        }  # fmt: skip
+    (folder / "report.json").write_text(json.dumps(report, indent=4))
     linear = {
-        "name": "Linear", "route": "Net.fc", "repr": "Linear()", "available": True, "children": [],
-        "weights": {"weight": put("weights", stored), "bias": put("weights", weight[:, 0])},
-        "grads": {"weight": put("grads", stored * 2), "bias": None},
+        "name": "Linear", "route": "Net.fc", "repr": "Linear(in_features=3, out_features=2, bias=True)", "available": True,
+        "weights": {"weight": put("weights", "weights", stored), "bias": put("weights", "weights", weight[:, 0])},
+        "grads": {"weight": put("grads", "grads", stored * 2), "bias": None}, "children": [],
     }  # fmt: skip
     root = {
-        "name": "Net",
-        "route": "Net",
-        "repr": "Net()",
-        "available": True,
-        "weights": {},
-        "grads": {},
-        "children": [linear],
-    }
-    params = {"model_name": "Net", "framework": framework, "file_path": "params.json", "tree": root}
-    (folder / "params.json").write_text(json.dumps(params))
+        "name": "Net", "route": "Net", "repr": "Net()", "available": True, "weights": {}, "grads": {}, "children": [linear],
+    }  # fmt: skip
+    params = {"model_name": "Net", "framework": framework, "file_path": f"{folder}/params.json", "tree": root}
+    (folder / "params.json").write_text(json.dumps(params, indent=4))
     return folder
+
+
+def diverging(report) -> set[tuple[str, str]]:
+    return {key for key, verdict in results(report).items() if verdict == "diverged"}
 
 
 def test_padiff_folders(tmp_path) -> None:
@@ -230,19 +258,66 @@ def test_padiff_folders(tmp_path) -> None:
     report = compare_dumps(ours, theirs)
     found = results(report)
     assert report.verdict == "aligned"
-    assert {("parameter", "fc.weight"), ("gradient", "fc.weight"), ("gradient", "fc.bias")} <= set(found)
-    assert {
-        ("activation", "fc"),
-        ("activation", "fc#2"),
-        ("activation", "(1)"),
-        ("activation gradient", "(root)"),
-    } <= set(found)
-    assert [stage.step for stage in report.twins[0].stages] == [2, 3, 5]
-    wrong = padiff(tmp_path / "wrong", "paddle", scale=3.0)
-    report = compare_dumps(ours, wrong)
-    assert {t.record for stage in report.twins[0].stages for t in stage.tensors if t.verdict == "diverged"} == {
-        "activation gradient"
+    assert set(found) == {
+        ("parameter", "fc.weight"),
+        ("parameter", "fc.bias"),
+        ("parameter", "fc.weight (initial)"),
+        ("parameter", "fc.bias (initial)"),
+        ("input", "(root)"),
+        ("input", "(root)[1]"),
+        *((kind, name) for kind in ("activation", "input gradient") for name in ("fc", "(1)", "fc#2", "(root)")),
+        ("gradient", "fc.weight"),
+        ("gradient", "fc.bias"),
     }
+    assert [stage.step for stage in report.twins[0].stages] == [2, 3, 5]
+    # What PaDiff calls bwd_grads are the gradients of what a layer was given, in the order of the backward pass.
+    backward = [row.name for row in report.twins[0].stages[2].tensors if row.record == "input gradient"]
+    assert backward == ["(root)", "fc#2", "(1)", "fc"]
+    wrong = padiff(tmp_path / "wrong", "paddle", scale=3.0)
+    assert diverging(compare_dumps(ours, wrong)) == {key for key in found if key[0] == "input gradient"}
+    report = compare_dumps(ours, padiff(tmp_path / "other", "paddle", given=1.0000001))
+    assert diverging(report) == {("input", "(root)")}
+    assert [(root.record, root.name) for root in report.twins[0].roots] == [("input", "(root)")]
+
+
+def test_padiff_folders_as_they_began(tmp_path) -> None:
+    ours, theirs = padiff(tmp_path / "torch", "torch", first=True), padiff(tmp_path / "paddle", "paddle", first=True)
+    assert compare_dumps(ours, theirs).verdict == "aligned"
+    wrong = compare_dumps(ours, padiff(tmp_path / "wrong", "paddle", scale=3.0, first=True))
+    assert {record for record, _ in diverging(wrong)} == {"input gradient"}
+
+
+def test_weights_from_before_the_first_call_are_laid_out_by_what_was_called(tmp_path) -> None:
+    folders = [padiff(tmp_path / name, name) for name in ("torch", "paddle")]
+    for folder in folders:
+        (folder / "params.json").unlink()
+    assert results(compare_dumps(*folders))["parameter", "fc.weight (initial)"] == "aligned"
+    np.save(folders[1] / "init_weights" / "fc.weight.npy", np.zeros((3, 2), np.float32))
+    assert diverging(compare_dumps(*folders)) == {("parameter", "fc.weight (initial)")}
+
+
+def test_the_folder_above_a_dump_says_where_it_is(tmp_path) -> None:
+    inner = padiff(tmp_path / "model" / "step_0" / "rank_0", "torch")
+    with pytest.raises(AlignmentError, match=f"name one of those in it: {inner}"):
+        compare_dumps(tmp_path / "model", inner)
+
+
+@pytest.mark.parametrize("name", ["input_x.npy", "input_.npy", "input_1e9.npy", "input_99999999.npy"])
+def test_an_input_without_a_place_is_refused(tmp_path, name) -> None:
+    folder = padiff(tmp_path / "torch", "torch")
+    np.save(folder / "first_input" / name, np.ones(2))
+    with pytest.raises(AlignmentError, match="an input's file is input_ and its place"):
+        compare_dumps(folder, folder)
+
+
+def test_arrays_of_objects_are_refused_wherever_they_lie(tmp_path, capsys) -> None:
+    for inner, name in (("tensors", "tensor_0"), ("init_weights", "fc.bias"), ("first_input", "input_0")):
+        folder = padiff(tmp_path / inner, "torch")
+        np.save(folder / inner / f"{name}.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+        assert run(["compare", str(folder), str(folder)]) == 2
+        said = capsys.readouterr()
+        assert "executed" not in said.out
+        assert name in said.err
 
 
 @pytest.mark.parametrize("name", ["../../secret.npy", "/etc/passwd", "x.npy.txt", "", "..", "C:\\x\\y.txt"])

@@ -33,8 +33,11 @@ from alignment import (
 from alignment.capture_file import read_capture
 from alignment.cli import run
 from alignment.experiment import prepare
+from alignment.frameworks import ModuleInfo
 from alignment.mapping import LayoutRule, ModelMapping, OwnTolerance, covers
+from alignment.matching import Tree
 from alignment.report import Report
+from alignment.scope import Scope, spell_out
 from alignment.views.json import SCHEMA, to_json
 from checkpoints import Rename
 
@@ -539,6 +542,149 @@ def test_a_pattern_stands_for_all_that_is_inside_what_it_matches() -> None:
     assert covers(r"layers\.\d+", "layers.3.fc")
     assert not covers(r"block", "blocks.fc")
     assert not covers(r"fc", "block.fc")
+
+
+# -------------------------------------------------------------------------------------------------------------- captures
+
+SQUARE = ModelMapping(modules={"up": "first"})
+RULES = (("emb", "table"), ("up", "first"), ("down", "second"), ("head", "out"))
+SCALED = ModelMapping(tolerances=(OwnTolerance("logits|", "the port scales its output", semantics_margin=1e12),))
+
+
+def captured(folder: Path, twin: Any, mapping: ModelMapping | None = None, **more: Any) -> tuple[Path, Path]:
+    files = folder / "reference.safetensors", folder / "candidate.safetensors"
+    capture_reference(replace(twin, mapping=ModelMapping()), files[0], QUICK, **more)
+    capture_candidate(files[0], files[1], twin, mapping=mapping)
+    return files
+
+
+@pytest.mark.parametrize(
+    ("models", "settings_", "mapping"),
+    [
+        (("Reference", "Port"), {"square": True}, SQUARE),
+        (
+            ("Reference", "Port"),
+            {"square": True},
+            ModelMapping(tuple(Rename(rf"{one}\.(.*)", rf"{two}.\1") for one, two in RULES)),
+        ),
+        (
+            ("Linear", "LinearPort"),
+            {},
+            ModelMapping(
+                tensors={"fc.weight": "fc.kernel", "fc.bias": "fc.offset"}, layouts=(LayoutRule("fc", "copy"),)
+            ),
+        ),
+        (("Reference", "Port"), {"extra": True, "spare": True}, ModelMapping(ignore=("spare.*", "aux"))),
+        (("Reference", "Port"), {"fault": "gelu"}, ModelMapping(ignore=("act",))),
+        (("Blocked", "BlockedPort"), {}, ModelMapping(boundary=("b.ock",))),
+        (("Blocked", "BlockedPort"), {"shift": 0.125}, ModelMapping(boundary=("block",))),
+        (("Reference", "Port"), {"scale": 1 + 1e-9}, SCALED),
+    ],
+    ids=["modules", "renames", "tensors", "kept", "ignored", "boundary", "boundary-wrong", "tolerance"],
+)
+def test_captures_go_by_a_mapping_as_a_check_does(ports, tmp_path, models, settings_, mapping) -> None:
+    twin, steps = ports(*models, **settings_), (1, 2, 3, 4, 5)
+    live = check(twin, replace(QUICK, steps=steps, mapping=mapping))
+    files = captured(tmp_path, twin, mapping, initializers=True)
+    ours, theirs = stages(compare_captures(*files)), stages(live)
+    for name, stage in theirs.items():
+        # What a module is given is listed as a root alone, of the case in which it was found.
+        kept = (tuple(row for row in one.tensors if row.record != "input") for one in (ours[name], stage))
+        assert next(kept) == next(kept), name
+        assert ours[name].notes == stage.notes
+    # The twin's own mapping is taken where none is given.
+    capture_candidate(files[0], files[1], replace(twin, mapping=mapping))
+    assert (
+        compare_captures(*files, (3, 5)).twins[0].stages
+        == compare_captures(*files, (3, 5), mapping=mapping).twins[0].stages
+    )
+
+
+def test_what_is_compared_may_be_said_anew_and_weights_stay(ports, tmp_path) -> None:
+    twin = ports("Blocked", "BlockedPort")
+    files = captured(tmp_path, twin)
+    assert compare_captures(*files).verdict == "diverged"
+    (tmp_path / "mapping.toml").write_text('boundary = ["block"]\n')
+    assert run(["compare", *map(str, files), "--mapping", str(tmp_path / "mapping.toml"), "--step", "3"]) == 0
+    square = ports("Reference", "Port", square=True)
+    files = captured(tmp_path, square, SQUARE)
+    with pytest.raises(AlignmentError, match="capture the candidate again, with --mapping"):
+        compare_captures(*files, mapping=ModelMapping(modules={"up": "second", "down": "first"}))
+    with pytest.raises(AlignmentError, match="the mapping does not fit these models"):
+        compare_captures(*files, mapping=replace(SQUARE, ignore=("dropuot",)))
+
+
+def test_roots_and_causes_of_captures_go_by_the_mapping(ports, tmp_path) -> None:
+    twin = ports("Blocked", "BlockedPort", shift=0.125)
+    report = explain_traces(*captured(tmp_path, twin, ModelMapping(boundary=("block",))))
+    assert roots(report) == {("activation", "block")}
+    twin = ports("Reference", "Port", fault="gelu", scale=1 + 1e-9)
+    files = captured(tmp_path, twin, replace(SCALED, ignore=("act", "down", "head")))
+    assert ("activation", "act") not in roots(explain_traces(*files)) | roots(compare_captures(*files, (3,)))
+
+
+def test_training_steps_go_by_the_mapping(ports, tmp_path) -> None:
+    twin = ports("Reference", "Port", scale=1.5)
+    allowed = OwnTolerance(".*", "the port scales its output", precision_ratio=1e9)
+    report = compare_captures(*captured(tmp_path, twin, ModelMapping(ignore=("up",)), train_steps=2), (4, 5))
+    verdicts = {row.name: row.verdict for stage in stages(report).values() for row in stage.tensors}
+    assert verdicts["loss (training)"] == "diverged"
+    assert "down.weight (training)" in verdicts
+    assert not [name for name in verdicts if name.startswith("up.")]
+    mapping = ModelMapping(ignore=("up",), tolerances=(allowed,))
+    files = tmp_path / "reference.safetensors", tmp_path / "candidate.safetensors"
+    report = compare_captures(*files, (4,), mapping=mapping)
+    assert {row.name: row.verdict for row in stages(report)["loss"].tensors}["loss (training)"] == "aligned"
+
+
+def test_what_travels_are_names_that_mean_what_the_patterns_did() -> None:
+    paths = ("", "layers", "layers.0", "layers.0.fc", "layers.1", "layers.1.fc", "head")
+    tree = Tree("torch", tuple(ModuleInfo(path, "Linear", False) for path in paths), ())
+    own = OwnTolerance(r"layers\.\d|output.*|", "two\nlines", floor_ulps=2.0)
+    mapping = ModelMapping(ignore=(r"layers\..*", "head"), boundary=(r"layers\.1",), tolerances=(own,))
+    said = spell_out(Scope(mapping), tree, tree, ("output[best]", "layers.0.fc#2[1]"))
+    assert (said.ignore, said.boundary) == (("head", "layers.0", "layers.1"), ("layers.1",))
+    assert said.tolerances[0][0] == ("", "layers.0", "layers.1", "output")
+    assert said.tolerances[0][1].reason == "two lines"
+    told, before = said.scope({}), Scope(mapping)
+    for name in (*paths, "(root)", "layers.0.fc.weight", "layers.1.fc#2[0]", "head.bias", "output[best]", "loss"):
+        assert told.ignores(name) == before.ignores(name), name
+        assert told.tolerance(name) == before.tolerance(name), name
+
+
+def test_a_mapping_is_proposed_beside_a_capture(folder, tmp_path, ports, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--batch-size", "3", "--length", "5"]
+    assert run(["capture", "mapping_ports:square", "--side", "torch", *sizes, "-o", "r.safetensors"]) == 0
+    candidate = ["capture", "--side", "paddle", "--from", "r.safetensors", "-o", "c.safetensors"]
+    assert run(candidate) == 2
+    said = capsys.readouterr().err
+    assert "each may be any of" in said
+    assert "give align map its file with --from" in said
+    beside = ["map", "mapping_ports:square", "-o", "mapping.toml"]
+    assert run([*beside, "--from", "r.safetensors"]) == 2
+    written = Path("mapping.toml").read_text()
+    assert run([*beside, "--force"]) == 2
+    assert written == Path("mapping.toml").read_text()
+    Path("mapping.toml").write_text(written.replace('# "up" = "first"', '"up" = "first"'))
+    assert run([*candidate, "--mapping", "mapping.toml"]) == 0
+    assert run(["compare", "r.safetensors", "c.safetensors", "--step", "1", "--step", "3"]) == 0
+    assert "by mapping" in capsys.readouterr().out
+    driven = ["check", "mapping_ports:square", "--candidate-python", sys.executable, "--mapping", "mapping.toml"]
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{folder}")
+    assert run([*driven, *sizes, "--step", "1", "--step", "3"]) == 0
+    reference = [
+        "capture",
+        "mapping_ports:square",
+        "--side",
+        "torch",
+        "--mapping",
+        "mapping.toml",
+        "-o",
+        "x.safetensors",
+    ]
+    assert run(reference) == 2
+    assert "--mapping goes with the candidate's capture" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------- command line
