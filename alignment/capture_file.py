@@ -277,7 +277,7 @@ class CaptureWriter:
         # A name that stands twice means its last value, as it does in a trace.
         values = {(record.kind, record.name): record.value for record in run.trace.records}
         order = list(dict.fromkeys((*run.order, *values, *run.figures, *run.left_out)))
-        listing = listing_cost(order) + _cost(run.summands)
+        listing = listing_cost(order) + _cost(_listed(run.summands))
         if run.purpose == "detail" and self._about.budget is not None:
             data = sum(value.nbytes + len(name) + 300 for (_, name), value in values.items() if value is not None)
             if self._size + listing + data + _cost(run.trace.sites) + self._reserve > self._about.budget:
@@ -328,7 +328,7 @@ class CaptureWriter:
                 "noise": run.noise,
                 "criterion_scale": run.criterion_scale,
                 "largest_gradient": run.largest_gradient,
-                "summands": {path: list(sizes) for path, sizes in run.summands.items()},
+                "summands": _listed(run.summands),
                 "sites": dict(run.trace.sites),
                 "records": records,
             }
@@ -764,6 +764,10 @@ def _run(number: int, entry: Any, framework: str, taken: _Tensors) -> Run:
         _number(entry, "largest_gradient"),
         {_printable(path): _sizes(sizes) for path, sizes in _get(entry, "summands", dict).items()},
     )
+
+
+def _listed(summands: Mapping[str, Terms]) -> dict[str, list[float]]:
+    return {path: list(terms) for path, terms in summands.items()}
 
 
 def _sizes(value: Any) -> Terms:

@@ -352,6 +352,10 @@ class Experiment:
         """`summands_of` such a run."""
         return summands_of(self.detailed(weights, batch))
 
+    def initial(self, side: str, seed: int) -> State:
+        """What a side's own initialiser gives under a seed."""
+        return self.side(side)[0].read_state(self.build(side, seed))
+
     def _used(self, side: str, dtype: str) -> Any:
         model = self.model(side, dtype)
         model.user = None

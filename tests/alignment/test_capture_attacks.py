@@ -278,8 +278,8 @@ def overlapping(_told: dict[str, Any], outer: dict[str, Any]) -> None:
         (at("said", "ignore", value=["a"] * 10_001), "names more than 10000 modules and tensors"),
         (at("said", "modules", value={"fc": 3}), "can't be printed"),
         (at("counterparts", "fc.weight", "operation", value="rotate"), "operation 'rotate' is none of"),
-        (at("runs", 1, "summands", "fc", value=[1.0]), "no three of figures"),
-        (at("runs", 1, "summands", "fc", value=[1.0, -1.0, 1.0]), "no three of figures"),
+        (at("runs", 1, "summands", "fc", value=[1.0]), "no three figures"),
+        (at("runs", 1, "summands", "fc", value=[1.0, -1.0, 1.0]), "no three figures"),
     ],
 )
 def test_lies(folder, whole, change, said) -> None:
