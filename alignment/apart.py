@@ -29,6 +29,7 @@ from alignment.figures import Figures, compare_figures, figures_of, float32_erro
 from alignment.frameworks import Framework
 from alignment.localise import Scene, first_is_root, localise
 from alignment.mapping import ModelMapping
+from alignment.orders import arrange
 from alignment.recorded import Recorded, settle_recorded
 from alignment.report import Report, StageResult, TensorResult
 from alignment.saved_pair import SavedPair, no_inputs
@@ -157,6 +158,8 @@ class RecordedExperiment(Experiment):
                 runs = self.runs(weights, batch)
                 open_ = {key for key, state in runs.states.items() if state != "value"}
                 one, two, three, four, *noise = [self._trace(run, open_) for run in runs.all]
+                self.learn(three, four)
+                two, four = (arrange(trace, self.orders) for trace in (two, four))
                 largest = runs.reference64.largest_gradient
                 yield Case(weights, batch, one, three, two, four, tuple(noise), self.scope, largest)
                 progress()

@@ -24,6 +24,7 @@ from alignment.errors import AlignmentError
 from alignment.experiment import SIDES, Experiment, Options
 from alignment.frameworks import Framework
 from alignment.localise import FLOWS, FORWARD, Root, Scene, first_is_root, row_of
+from alignment.orders import arrange
 from alignment.recorded import Recorded, settle_recorded
 from alignment.report import StageResult, TensorResult
 from alignment.stages import within
@@ -54,7 +55,8 @@ class SavedPair(Scene):
         ours, theirs = (self._outside(saved.trace, number) for number, saved in enumerate((reference, candidate)))
         records = (part for record in ours.records for part in parted(record, packed))
         self.reference64 = replace(ours, records=tuple(records))
-        self.candidate64 = renamed(theirs, self.experiment.called)
+        theirs = renamed(theirs, self.experiment.called)
+        self.candidate64 = arrange(theirs, self.experiment.learn(self.reference64, theirs))
         self.forced_run = self.candidate64
         self.candidate_state = candidate.state
 

@@ -9,7 +9,7 @@ import paddle
 import pytest
 import torch
 
-from alignment import Options, Report, check, explain
+from alignment import Options, Report, capture_candidate, capture_reference, check, compare_captures, explain
 from alignment.orders import NEAR, learn
 from alignment.trace import Record, Trace
 
@@ -110,6 +110,18 @@ def test_a_layer_that_takes_the_sequence_for_the_batch_is_the_root(inputs: Any) 
         report = check(reference=First(one()), candidate=Turned(two(), right=False), inputs=inputs)
         roots = {t.name.partition("[")[0].partition("#")[0] for t in report.twins[0].roots}
         assert roots == {"inner"}, (layer, roots, bad(report))
+
+
+def test_captures_with_other_axes(tmp_path: Any) -> None:
+    one, two = LAYERS["attention"]
+    files = tmp_path / "reference.safetensors", tmp_path / "candidate.safetensors"
+    capture_reference(First(one()), files[0], inputs=WORDS)
+    for candidate, roots in ((Second(two()), set()), (Second(two(), 1e-3), {("activation", "norm")})):
+        capture_candidate(files[0], files[1], candidate)
+        report = compare_captures(*files)
+        assert report.verdict == ("diverged" if roots else "aligned"), bad(report)
+        assert {(t.record, t.name) for t in report.twins[0].roots} == roots
+        files[1].unlink()
 
 
 class Pictures(torch.nn.Module):
