@@ -10,16 +10,26 @@ from typing import Any
 
 import orjson
 
-from alignment.report import SCHEMA_VERSION, Effect, Finding, Report, StageResult, TensorResult, TwinResult
+from alignment.details import Detail, Element
+from alignment.report import SCHEMA_VERSION, Effect, Finding, Module, Report, StageResult, TensorResult, TwinResult
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
 
 
 def to_json(report: Report) -> bytes:
     """UTF-8 JSON, indented. Infinite and undefined figures become null: JSON has no word for them."""
-    return orjson.dumps(
-        to_dict(report), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
-    )
+    written = to_dict(report)
+    for twin in written["twins"]:
+        for side in ("reference_tree", "candidate_tree"):
+            twin[side] = [_on_one_line(module) for module in twin[side]]
+        for stage in twin["stages"]:
+            for tensor in stage["tensors"]:
+                tensor["detail"] = tensor["detail"] and _on_one_line(tensor["detail"])
+    return orjson.dumps(written, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _on_one_line(value: Any) -> orjson.Fragment:
+    return orjson.Fragment(orjson.dumps(value))
 
 
 def to_dict(report: Report) -> dict[str, Any]:
@@ -50,6 +60,8 @@ def _twin(twin: TwinResult) -> dict[str, Any]:
         "stages": [_stage(stage) for stage in twin.stages],
         "findings": [asdict(finding) for finding in twin.findings],
         "effect": None if twin.effect is None else asdict(twin.effect),
+        "reference_tree": [asdict(module) for module in twin.reference_tree],
+        "candidate_tree": [asdict(module) for module in twin.candidate_tree],
     }
 
 
@@ -85,7 +97,13 @@ def _tensor(tensor: TensorResult) -> dict[str, Any]:
         "batch": tensor.batch,
         "comparisons": tensor.comparisons,
         "diverging": list(tensor.diverging),
+        "detail": None if tensor.detail is None else _detail(tensor.detail),
     }
+
+
+def _detail(detail: Detail) -> dict[str, Any]:
+    # Not by asdict, which copies every number of hundreds of heat maps.
+    return {**vars(detail), "worst": [vars(element) for element in detail.worst]}
 
 
 def from_dict(report: Mapping[str, Any]) -> Report:
@@ -104,6 +122,9 @@ def _read_twin(twin: Mapping[str, Any]) -> TwinResult:
                 Finding(**{key: _tuple(value) for key, value in one.items()}) for one in twin["findings"]
             ),
             "effect": None if effect is None else Effect(**{key: _tuple(value) for key, value in effect.items()}),
+            # Reports of earlier versions have no trees.
+            "reference_tree": tuple(Module(**module) for module in twin.get("reference_tree", ())),
+            "candidate_tree": tuple(Module(**module) for module in twin.get("candidate_tree", ())),
         }
     )
 
@@ -115,7 +136,20 @@ def _read_stage(stage: Mapping[str, Any]) -> StageResult:
 
 def _read_tensor(tensor: Mapping[str, Any]) -> TensorResult:
     given = {key: _tuple(value) for key, value in tensor.items()}
-    return TensorResult(**given | {"strain": math.inf if tensor["strain"] is None else tensor["strain"]})
+    detail = tensor.get("detail")
+    return TensorResult(
+        **given
+        | {
+            "strain": math.inf if tensor["strain"] is None else tensor["strain"],
+            "detail": None if detail is None else _read_detail(detail),
+        }
+    )
+
+
+def _read_detail(detail: Mapping[str, Any]) -> Detail:
+    given = {key: _tuple(value) for key, value in detail.items()}
+    worst = tuple(Element(**{key: _tuple(value) for key, value in element.items()}) for element in detail["worst"])
+    return Detail(**given | {"points": tuple(map(tuple, detail["points"])), "worst": worst})
 
 
 def _tuple(value: Any) -> Any:
