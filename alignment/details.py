@@ -47,8 +47,8 @@ class Detail:
     of the largest absolute difference in each cell, None where there is none, `INFINITE` where one side alone is not finite.
     points: log10 of (the reference's size, the absolute difference) of some elements, the worst among them.
     worst: the elements that differ most, the worst first.
-    error32, noise32: RMS float32 error of the candidate and of the reference over the RMS of the tensor in float64; floor64:
-    the float64 rounding to expect, likewise: noise32 · eps(float64) / eps(float32).
+    error32, noise32: RMS float32 error of the candidate and of the reference over the RMS of the tensor in float64, None where
+    that is no more than rounding; floor64: the float64 rounding to expect, likewise: noise32 · eps(float64) / eps(float32).
     """
 
     dtype: str
@@ -121,6 +121,8 @@ def _detail(
     assert truth is not None
     size, roundings = _rms(truth), None if noise is None else _rms(noise)
     error = values[1] is not None and truth.dtype.kind == "f"
+    if roundings is not None and size <= roundings:
+        size = 0.0  # zero but for rounding: there is nothing to be relative to
     noise32 = _share(roundings, size)
     detail = Detail(
         dtype,

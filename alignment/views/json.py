@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import types
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import orjson
 
 from alignment.details import Detail, Element
+from alignment.errors import AlignmentError
 from alignment.report import SCHEMA_VERSION, Effect, Finding, Module, Report, StageResult, TensorResult, TwinResult
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
@@ -109,6 +112,65 @@ def _detail(detail: Detail) -> dict[str, Any]:
 def from_dict(report: Mapping[str, Any]) -> Report:
     """The report that `to_dict` wrote; figures that JSON has no word for stay None, but an undefined strain is infinite."""
     return Report(tuple(_read_twin(twin) for twin in report["twins"]), dict(report["versions"]))
+
+
+def read_report(path: Path) -> Report:
+    """The report in a file that `to_json` wrote.
+
+    Raises:
+        AlignmentError: no such file, or no report of this schema version; the message says what in it is something else.
+    """
+    try:
+        written = orjson.loads(path.read_bytes())
+        if not isinstance(written, dict) or "schema_version" not in written:
+            raise AlignmentError(f"{path} is no report that --json wrote: it has no schema_version")
+        if written["schema_version"] != SCHEMA_VERSION:
+            version = written["schema_version"]
+            raise AlignmentError(
+                f"{path} is a report of schema version {version!r}, this package reads {SCHEMA_VERSION}: make it again"
+            )
+        report = from_dict(written)
+    except OSError as error:
+        raise AlignmentError(f"{path}: can't read the report: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise AlignmentError(f"{path} is no report that --json wrote: {error}") from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise AlignmentError(f"{path} is no report that --json wrote: {type(error).__name__}: {error}") from error
+    odd = _odd(report, Report, "report")
+    if odd:
+        raise AlignmentError(f"{path} is no report that --json wrote: {odd}")
+    return report
+
+
+def _odd(value: Any, expected: Any, where: str) -> str:
+    """What in a value is not of its field's type, in words; empty where all is."""
+    if dataclasses.is_dataclass(expected):
+        if not isinstance(value, expected):
+            return f"{where} is {str(value)[:60]!r}"
+        hints = get_type_hints(expected)
+        found = (_odd(getattr(value, field.name), hints[field.name], field.name) for field in fields(expected))
+        return next(filter(None, found), "")
+    origin, inner = get_origin(expected), get_args(expected)
+    if origin is Literal:
+        fits = isinstance(value, str) and value in inner
+    elif origin is tuple:
+        if isinstance(value, tuple):
+            kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+            odd = "" if len(kinds) == len(value) else f"{where} has {len(value)} entries"
+            return odd or next(filter(None, (_odd(v, kind, where) for v, kind in zip(value, kinds, strict=True))), "")
+        fits = False
+    elif origin in (Union, types.UnionType):
+        odds = [_odd(value, kind, where) for kind in inner]
+        # Of what may be null, what is wrong with the other kind says more.
+        return "" if "" in odds else odds[0]
+    elif origin is Mapping:
+        fits = isinstance(value, dict)
+    elif expected is float:
+        # JSON has no word for an undefined figure: null.
+        fits = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    else:
+        fits = expected is Any or (isinstance(value, expected) and (expected is bool or not isinstance(value, bool)))
+    return "" if fits else f"{where} is {str(value)[:60]!r}"
 
 
 def _read_twin(twin: Mapping[str, Any]) -> TwinResult:

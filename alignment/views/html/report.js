@@ -60,12 +60,20 @@
   }
 
   // options: a function of the colours, so that a chart can be drawn again in others.
-  function chart(caption, note, options) {
+  // key: of what is drawn, (words, colour by its name, "solid", "dashed" or "box").
+  function chart(caption, note, options, key = []) {
     const box = el("div", { class: "chart", role: "img", "aria-label": `${caption}. ${note}` });
-    const shown = el("figure", {}, el("figcaption", {}, caption, el("span", { class: "dim" }, note)), box);
+    const shown = el("figure", {}, el("figcaption", {}, caption, el("span", { class: "dim" }, note)),
+      key.length > 1 ? el("ul", { class: "legend" }, key.map(([name, colour, look]) => el("li", {}, swatch(colour, look), name))) : null, box);
     box.draw = () => draw(box, options);
     waiting.observe(box);
     return shown;
+  }
+
+  function swatch(colour, look) {
+    const made = el("i", { class: look });
+    made.style[look === "box" ? "background" : "borderColor"] = `var(--${colour})`;
+    return made;
   }
 
   function draw(box, options) {
@@ -114,21 +122,23 @@
     formatter: (at) => el("div", { class: "tip" }, lines(at).map((line) => el("div", {}, line))),
   });
 
-  const legend = (c) => ({
-    top: 0, left: 0, itemWidth: 18, itemHeight: 8, icon: "rect", itemGap: 14, textStyle: { color: c.dim, fontSize: 12 },
-  });
+  // What is drawn along depth: below and above, a relative difference says no more.
+  const [FLOOR, CEILING] = [1e-18, 1e3];
+  const within = (value) => Math.min(Math.max(value, FLOOR), CEILING);
+
+  // What is zero but for rounding has no size that its rounding could be relative to.
+  const relative = (t) => (t.verdict === "aligned" && t.detail && !t.detail.noise32 ? undefined : t.rel_l2);
 
   function depthChart(caption, note, tensors) {
     const series = [
-      ["float64 difference", (t) => t.rel_l2, "candidate", "solid", 2],
+      ["float64 difference", relative, "candidate", "solid", 2],
       ["float64 rounding floor", (t) => t.detail?.floor64, "floor", "dashed", 1.5],
       ["candidate’s float32 error", (t) => t.detail?.error32, "reference", "solid", 1.5],
       ["reference’s float32 error", (t) => t.detail?.noise32, "noise", "dashed", 1.5],
     ].filter(([, value]) => tensors.some((t) => value(t) > 0));
     const bad = tensors.map((t, x) => ({ t, x })).filter(({ t }) => t.verdict !== "aligned" && t.rel_l2 > 0);
     return chart(caption, note, (c) => ({
-      grid: { left: 52, right: 14, top: 44, bottom: 30 },
-      legend: { ...legend(c), data: series.map(([name]) => name) },
+      grid: { left: 52, right: 14, top: 26, bottom: 26 },
       tooltip: tip(c, ({ dataIndex, seriesType, data: point }) => {
         const t = seriesType === "scatter" ? point.tensor : tensors[dataIndex];
         return [
@@ -137,24 +147,24 @@
         ];
       }),
       xAxis: axis(c, { type: "category", data: tensors.map((_, n) => n + 1), splitLine: { show: false }, name: note.split(":")[0], nameGap: 12, axisLabel: { show: false } }),
-      yAxis: axis(c, { type: "log", axisLabel: { color: c.dim, fontSize: 11, formatter: (value) => figure(value, 1) }, max: (range) => Math.max(range.max, 1) }),
+      yAxis: axis(c, { type: "log", axisLabel: { color: c.dim, fontSize: 11, formatter: (value) => figure(value, 1) }, min: ({ min }) => 10 ** Math.floor(Math.log10(Math.max(min, FLOOR))), max: ({ max }) => Math.min(Math.max(max, 1), CEILING) }),
       series: [
         ...series.map(([name, value, colour, type, width]) => ({
           name, type: "line", connectNulls: true, symbol: "circle", symbolSize: tensors.length > 150 ? 0 : 4,
-          data: tensors.map((t) => (value(t) > 0 ? value(t) : null)),
+          data: tensors.map((t) => (value(t) > 0 ? within(value(t)) : null)),
           lineStyle: { color: c[colour], type, width }, itemStyle: { color: c[colour] },
         })),
         {
           name: "diverged", type: "scatter", z: 5,
           data: bad.map(({ t, x }) => ({
-            value: [x, t.rel_l2], tensor: t, symbol: t.root ? "diamond" : "circle", symbolSize: t.root ? 17 : 8,
+            value: [x, within(t.rel_l2)], tensor: t, symbol: t.root ? "diamond" : "circle", symbolSize: t.root ? 17 : 8,
             label: t.root && bad.filter((one) => one.t.root).length <= 4
               ? { show: true, formatter: "root", position: "top", color: c.diverged, fontSize: 11, fontWeight: 700 } : undefined,
           })),
           itemStyle: { color: c.diverged, borderColor: c.card, borderWidth: 1.5 },
         },
       ],
-    }));
+    }), series.map(([name, , colour, type]) => [name, colour, type]));
   }
 
   function histogram(d) {
@@ -163,8 +173,7 @@
     const same = `${many(d.equal, "element")} of ${d.elements.toLocaleString("en")} equal`;
     const odd = d.non_finite ? `, ${d.non_finite.toLocaleString("en")} NaN or infinite on one side only` : "";
     return chart("How large the differences are", same + odd, (c) => ({
-      grid: { left: 48, right: 8, top: 32, bottom: 40 },
-      legend: legend(c),
+      grid: { left: 42, right: 8, top: 12, bottom: 40 },
       tooltip: tip(c, ({ seriesName, dataIndex, value }) => [seriesName, bins[dataIndex], many(value, "element")]),
       xAxis: axis(c, { type: "category", data: bins, splitLine: { show: false }, name: "size of the difference", nameGap: 24,
         axisLabel: { color: c.dim, fontSize: 11, interval: Math.max(0, Math.ceil(bins.length / 5) - 1), formatter: (_, n) => power(d.edges[n]) } }),
@@ -176,7 +185,7 @@
         name, type: "bar", barGap: "-100%", barCategoryGap: "8%", itemStyle: { color, opacity: 0.75 },
         data: counts.map((count) => count || null),
       })),
-    }));
+    }), d.noise?.length ? [[what, "candidate", "box"], ["reference’s own float32 rounding", "noise", "box"]] : []);
   }
 
   // The range of rows (or columns) of the tensor that one row of the map stands for.
@@ -225,13 +234,13 @@
 
   function effectCharts(effect) {
     const steps = effect.reference.map((_, step) => step);
-    const grid = { left: 58, right: 14, top: 36, bottom: 36 };
+    const grid = { left: 58, right: 14, top: 16, bottom: 36 };
     const x = (c) => axis(c, { type: "category", data: steps, splitLine: { show: false }, name: "step", nameGap: 22 });
     const bound = effect.reference.map((loss, n) => [loss - effect.envelope[n], 2 * effect.envelope[n]]);
     const gaps = effect.reference.map((loss, n) => Math.abs(effect.candidate[n] - loss) || null);
     return [
       chart("Loss", `of each step of Adam, learning rate ${effect.learning_rate}`, (c) => ({
-        grid, legend: { ...legend(c), data: ["reference", "candidate"] },
+        grid,
         tooltip: tip(c, ({ seriesName, dataIndex, value }) => [`${seriesName}, step ${dataIndex}`, figure(value, 8)]),
         xAxis: x(c), yAxis: axis(c, { type: "value", scale: true, axisLabel: { color: c.dim, fontSize: 11, formatter: (value) => figure(value, 4) } }),
         series: [
@@ -240,14 +249,14 @@
           { name: "reference", type: "line", symbolSize: 7, symbol: "circle", data: effect.reference, lineStyle: { color: c.reference, width: 2 }, itemStyle: { color: c.reference } },
           { name: "candidate", type: "line", symbolSize: 8, symbol: "emptyDiamond", data: effect.candidate, lineStyle: { color: c.candidate, width: 2, type: "dashed" }, itemStyle: { color: c.candidate } },
         ],
-      })),
+      }), [["reference", "reference", "solid"], ["candidate", "candidate", "dashed"]]),
       chart("How far the losses part", "beside how far rounding alone moves the reference’s", (c) => ({
-        grid, legend: legend(c),
+        grid,
         tooltip: tip(c, ({ seriesName, dataIndex, value }) => [`${seriesName}, step ${dataIndex}`, figure(value)]),
         xAxis: x(c), yAxis: axis(c, { type: "log", axisLabel: { color: c.dim, fontSize: 11, formatter: (value) => figure(value, 1) } }),
         series: [["difference", gaps, c.candidate, "solid"], ["rounding explains", effect.envelope, c.noise, "dashed"]].map(
           ([name, values, color, type]) => ({ name, type: "line", symbol: "circle", symbolSize: 6, data: values, lineStyle: { color, type, width: 2 }, itemStyle: { color } })),
-      })),
+      }), [["difference", "candidate", "solid"], ["rounding explains", "noise", "dashed"]]),
     ];
   }
 
@@ -541,13 +550,23 @@
 
   document.querySelectorAll("article.twin").forEach(build);
 
+  // Paper has another width than the window, and charts are drawn before it is known: there they scale.
+  function scale(on) {
+    for (const svg of document.querySelectorAll(".chart svg")) {
+      if (on) svg.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${svg.getAttribute("height")}`);
+      else svg.removeAttribute("viewBox");
+    }
+  }
+
   addEventListener("beforeprint", () => {
     document.documentElement.classList.add("printing");
     lists.forEach((tensors) => tensors.print());
     document.querySelectorAll(".chart").forEach((box) => box.draw());
+    scale(true);
   });
   addEventListener("afterprint", () => {
     document.documentElement.classList.remove("printing");
+    scale(false);
     repaint();
   });
 })();
