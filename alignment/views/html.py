@@ -43,8 +43,7 @@ def to_html(report: Report) -> bytes:
         script=Markup(script),
         hashes=" ".join(f"'{_hash(source)}'" for source in (library, script)),
     )
-    # Names may hold halves of surrogate pairs, which UTF-8 has no word for.
-    return page.encode("utf-8", "replace")
+    return page.encode()
 
 
 @functools.cache
@@ -73,7 +72,7 @@ def _hash(source: str) -> str:
 
 
 def _script_data(data: Any) -> Markup:
-    text = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY).decode("utf-8", "replace")
+    text = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY).decode()
     return Markup(text.translate({ord(character): escape for character, escape in _ESCAPED.items()}))
 
 

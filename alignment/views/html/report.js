@@ -139,25 +139,25 @@
     const bad = tensors.map((t, x) => ({ t, x })).filter(({ t }) => t.verdict !== "aligned" && t.rel_l2 > 0);
     return chart(caption, note, (c) => ({
       grid: { left: 52, right: 14, top: 26, bottom: 26 },
-      tooltip: tip(c, ({ dataIndex, seriesType, data: point }) => {
-        const t = seriesType === "scatter" ? point.tensor : tensors[dataIndex];
+      tooltip: { ...tip(c, ([{ axisValue }]) => {
+        const t = tensors[Number(axisValue) - 1];
         return [
           names(t), `${t.record}, ${t.verdict}${t.root ? ", root divergence" : ""}`,
-          ...series.map(([name, value]) => (value(t) === undefined ? null : `${name}: ${figure(value(t)) || "—"}`)),
+          ...series.map(([name, value]) => (value(t) === undefined || value(t) === null ? null : `${name}: ${figure(value(t)) || "—"}`)),
         ];
-      }),
+      }), trigger: "axis", axisPointer: { lineStyle: { color: c.dim } } },
       xAxis: axis(c, { type: "category", data: tensors.map((_, n) => n + 1), splitLine: { show: false }, name: note.split(":")[0], nameGap: 12, axisLabel: { show: false } }),
       yAxis: axis(c, { type: "log", axisLabel: { color: c.dim, fontSize: 11, formatter: (value) => figure(value, 1) }, min: ({ min }) => 10 ** Math.floor(Math.log10(Math.max(min, FLOOR))), max: ({ max }) => Math.min(Math.max(max, 1), CEILING) }),
       series: [
         ...series.map(([name, value, colour, type, width]) => ({
-          name, type: "line", connectNulls: true, symbol: "circle", symbolSize: tensors.length > 150 ? 0 : 4,
+          name, type: "line", connectNulls: true, symbol: "circle", symbolSize: 4, showSymbol: tensors.length <= 150,
           data: tensors.map((t) => (value(t) > 0 ? within(value(t)) : null)),
           lineStyle: { color: c[colour], type, width }, itemStyle: { color: c[colour] },
         })),
         {
           name: "diverged", type: "scatter", z: 5,
           data: bad.map(({ t, x }) => ({
-            value: [x, within(t.rel_l2)], tensor: t, symbol: t.root ? "diamond" : "circle", symbolSize: t.root ? 17 : 8,
+            value: [x, within(t.rel_l2)], symbol: t.root ? "diamond" : "circle", symbolSize: t.root ? 17 : 8,
             label: t.root && bad.filter((one) => one.t.root).length <= 4
               ? { show: true, formatter: "root", position: "top", color: c.diverged, fontSize: 11, fontWeight: 700 } : undefined,
           })),
@@ -180,12 +180,12 @@
       yAxis: axis(c, { type: "log", min: 0.7, axisLabel: { color: c.dim, fontSize: 11, formatter: (value) => (value < 1 ? "" : figure(value, 1)) } }),
       series: [
         [what, d.counts, c.candidate],
-        ["reference’s own float32 rounding", d.noise ?? [], c.noise],
+        ["reference’s own float32 rounding", d.noise, c.noise],
       ].filter(([, counts]) => counts.length).map(([name, counts, color]) => ({
         name, type: "bar", barGap: "-100%", barCategoryGap: "8%", itemStyle: { color, opacity: 0.75 },
         data: counts.map((count) => count || null),
       })),
-    }), d.noise?.length ? [[what, "candidate", "box"], ["reference’s own float32 rounding", "noise", "box"]] : []);
+    }), d.noise.length ? [[what, "candidate", "box"], ["reference’s own float32 rounding", "noise", "box"]] : []);
   }
 
   // The range of rows (or columns) of the tensor that one row of the map stands for.
@@ -273,7 +273,8 @@
   ];
 
   function worstTable(d) {
-    const columns = [["reference32", "reference, float32"], ["candidate32", "candidate, float32"], ["reference64", "reference, float64"], ["candidate64", "candidate, float64"]]
+    const wide = d.noise.length || d.dtype === "float64" ? ", float64" : "";
+    const columns = [["reference32", "reference, float32"], ["candidate32", "candidate, float32"], ["reference64", `reference${wide}`], ["candidate64", `candidate${wide}`]]
       .filter(([key]) => d.worst.some((one) => one[key] !== null));
     const value = (one, key) => (one[key] === null ? "none" : String(key.endsWith("32") ? Number(one[key].toPrecision(9)) : one[key]));
     return el("table", { class: "numbers worst" },
@@ -286,15 +287,16 @@
   function details(t) {
     const d = t.detail;
     const facts = FACTS.map(([title, say]) => [title, say(t)]).filter(([, said]) => said);
+    const floating = d?.dtype.startsWith("float"); // of integers and booleans there is only where they sit
     const charts = !d ? [] : [
-      d.counts?.length ? histogram(d) : null,
-      d.heat?.some((log) => log !== null) && d.elements > 1 ? heatMap(d, t.shape ?? d.plane) : null,
-      d.points?.length > 1 ? scatter(d) : null,
+      floating && d.counts.length ? histogram(d) : null,
+      d.heat.some((log) => log !== null) && d.elements > 1 ? heatMap(d, t.shape ?? d.plane) : null,
+      floating && d.points.length > 1 ? scatter(d) : null,
     ].filter(Boolean);
     return el("div", { class: "opened" },
       el("p", {}, t.reason),
       el("dl", { class: "facts" }, facts.map(([title, said]) => [el("dt", {}, title), el("dd", {}, said)]).flat()),
-      d?.worst?.length ? worstTable(d) : null,
+      d?.worst.length ? worstTable(d) : null,
       charts.length ? el("div", { class: "charts" }, charts) : null,
       d || t.verdict === "aligned" || !t.shape ? null : el("p", { class: "dim" }, "No element’s values were kept: see --details."));
   }
@@ -323,7 +325,7 @@
         el("span", { class: "name" }, t.root ? el("span", { class: "badge" }, ROOT) : null, el("span", { class: "id" }, labels(t)),
           el("span", { class: "hidden" }, `, ${t.verdict}`)),
         el("span", { class: "dim where" }, `${t.record}${t.shape?.length ? ` [${t.shape.join(", ")}]` : ""}`),
-        el("span", { class: "figures" }, t.seen === undefined ? "" : `${figure(t.seen)} of ${figure(t.allowed)}`));
+        el("span", { class: "figures" }, t.seen === undefined ? "" : [el("span", { class: "dim" }, "seen "), figure(t.seen), el("span", { class: "dim" }, " allowed "), figure(t.allowed)]));
       const item = el("li", { "data-place": String(place) }, button);
       return item;
     }
