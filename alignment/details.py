@@ -152,7 +152,7 @@ def _histogram(series: Sequence[NDArray[np.float64]]) -> tuple[tuple[float, ...]
     Positive floats are ordered as their bits are, so that leading bits name a bin: an eighth of an octave, or so many
     octaves that the bins suffice.
     """
-    bits = [values[(values > 0) & np.isfinite(values)].view(np.int64) for values in series]
+    bits = [values[(values > 0) & np.isfinite(values)].view(np.uint64) for values in series]
     filled = [one for one in bits if one.size]
     if not filled:
         return (), [() for _ in series]
@@ -161,10 +161,12 @@ def _histogram(series: Sequence[NDArray[np.float64]]) -> tuple[tuple[float, ...]
     while (high >> shift) - (low >> shift) >= BINS:
         shift += 1
     first, bins = low >> shift, (high >> shift) - (low >> shift) + 1
-    edges = (np.arange(first, first + bins + 1) << shift).view(np.float64)
-    largest = np.finfo(np.float64)
-    logs = np.log10(np.clip(np.nan_to_num(edges, nan=largest.max), largest.tiny, largest.max))
-    counted = [np.bincount((one >> shift) - first, minlength=bins) for one in bits]
+    places = np.arange(first, first + bins + 1, dtype=np.uint64) << np.uint64(shift)
+    # The last edge may be beyond the largest number, the first is zero where it is among the smallest.
+    logs = np.log10(np.clip(places, 1, np.float64(np.finfo(np.float64).max).view(np.uint64)).view(np.float64))
+    counted = [
+        np.bincount(((one >> np.uint64(shift)) - np.uint64(first)).view(np.int64), minlength=bins) for one in bits
+    ]
     return tuple(round(float(log), 2) for log in logs), [tuple(int(n) for n in counts) for counts in counted]
 
 

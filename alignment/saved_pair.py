@@ -463,7 +463,9 @@ def pair_stages(pair: SavedPair, details: bool = False) -> tuple[tuple[StageResu
                 StageResult(step, name, (TensorResult("module", "(all)", "(all)", None, "inconclusive", reason),))
             )
         else:
-            rows = [_row(pair, key, roots, details) for key in pair.comparisons if key[0] in kinds and _listed(pair, key)]
+            rows = [
+                _row(pair, key, roots, details) for key in pair.comparisons if key[0] in kinds and _listed(pair, key)
+            ]
             stages.append(StageResult(step, name, tuple(rows)))
     found = tuple(within(pair.experiment.scope, stage) for stage in stages if stage.tensors or stage.step != 2)
     if any(tensor.root for stage in found for tensor in stage.tensors):

@@ -339,7 +339,12 @@ def _after_conversion(experiment: Experiment) -> list[TensorResult]:
 
 
 def copy_result(
-    experiment: Experiment, role: str, move: Move, ours: Mapping[str, NDArray], theirs: Mapping[str, NDArray], weights: str
+    experiment: Experiment,
+    role: str,
+    move: Move,
+    ours: Mapping[str, NDArray],
+    theirs: Mapping[str, NDArray],
+    weights: str,
 ) -> TensorResult:
     """One tensor that the candidate was given: a copy, so its bits must be the reference's."""
     one, two = ours[move.label], undo(theirs[move.target], move)

@@ -207,9 +207,7 @@ def refuse_unwritable(path: Path) -> None:
         raise AlignmentError(f"{path}: can't write there; name a file in a folder that exists and can be written to")
 
 
-def finish(
-    report: Report, json_file: Path | None, verbose: bool, quiet: bool, html_file: Path | None = None
-) -> int:
+def finish(report: Report, json_file: Path | None, verbose: bool, quiet: bool, html_file: Path | None = None) -> int:
     """Write and show a report as was asked for; returns the exit status."""
     if json_file is not None:
         with write_aside(json_file) as file:

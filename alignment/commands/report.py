@@ -10,7 +10,9 @@ from alignment.commands._options import finish, output_options, refuse_unwritabl
 from alignment.views.json import read_report
 
 
-@click.command("report", epilog="Exit status: that of the report. 0 aligned, 1 diverged, 2 could not decide or could not read it.")
+@click.command(
+    "report", epilog="Exit status: that of the report. 0 aligned, 1 diverged, 2 could not decide or could not read it."
+)
 @click.argument("saved", metavar="REPORT.json", type=click.Path(path_type=Path))
 @click.option(
     "--html",

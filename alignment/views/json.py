@@ -110,7 +110,9 @@ def _detail(detail: Detail) -> dict[str, Any]:
 
 
 def from_dict(report: Mapping[str, Any]) -> Report:
-    """The report that `to_dict` wrote; figures that JSON has no word for stay None, but an undefined strain is infinite."""
+    """The report that `to_dict` wrote; figures that JSON has no word for stay None, but an undefined strain is
+    infinite, and an undefined loss no number.
+    """
     return Report(tuple(_read_twin(twin) for twin in report["twins"]), dict(report["versions"]))
 
 
@@ -183,7 +185,7 @@ def _read_twin(twin: Mapping[str, Any]) -> TwinResult:
             "findings": tuple(
                 Finding(**{key: _tuple(value) for key, value in one.items()}) for one in twin["findings"]
             ),
-            "effect": None if effect is None else Effect(**{key: _tuple(value) for key, value in effect.items()}),
+            "effect": None if effect is None else Effect(**{key: _losses(value) for key, value in effect.items()}),
             # Reports of earlier versions have no trees.
             "reference_tree": tuple(Module(**module) for module in twin.get("reference_tree", ())),
             "candidate_tree": tuple(Module(**module) for module in twin.get("candidate_tree", ())),
@@ -212,6 +214,10 @@ def _read_detail(detail: Mapping[str, Any]) -> Detail:
     given = {key: _tuple(value) for key, value in detail.items()}
     worst = tuple(Element(**{key: _tuple(value) for key, value in element.items()}) for element in detail["worst"])
     return Detail(**given | {"points": tuple(map(tuple, detail["points"])), "worst": worst})
+
+
+def _losses(value: Any) -> Any:
+    return tuple(math.nan if loss is None else loss for loss in value) if isinstance(value, list) else value
 
 
 def _tuple(value: Any) -> Any:

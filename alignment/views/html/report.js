@@ -3,8 +3,9 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { verdicts, severity } = data;
-  const SHOWN = 200; // rows drawn at a time
-  const PRINTED = 24; // diverged tensors whose charts are printed
+  const FIRST = 60; // rows drawn at first
+  const SHOWN = 200; // rows added at a time
+  const PRINTED = 12; // diverged tensors whose charts are printed, roots first
   const ROOT = "root";
 
   // ------------------------------------------------------------------------------------------------------------ tools
@@ -236,8 +237,9 @@
     const steps = effect.reference.map((_, step) => step);
     const grid = { left: 58, right: 14, top: 16, bottom: 36 };
     const x = (c) => axis(c, { type: "category", data: steps, splitLine: { show: false }, name: "step", nameGap: 22 });
-    const bound = effect.reference.map((loss, n) => [loss - effect.envelope[n], 2 * effect.envelope[n]]);
-    const gaps = effect.reference.map((loss, n) => Math.abs(effect.candidate[n] - loss) || null);
+    const known = (loss) => loss !== null; // null: not finite
+    const bound = effect.reference.map((loss, n) => (known(loss) ? [loss - effect.envelope[n], 2 * effect.envelope[n]] : [null, null]));
+    const gaps = effect.reference.map((loss, n) => (known(loss) && known(effect.candidate[n]) && Math.abs(effect.candidate[n] - loss)) || null);
     return [
       chart("Loss", `of each step of Adam, learning rate ${effect.learning_rate}`, (c) => ({
         grid,
@@ -276,7 +278,7 @@
     const wide = d.noise.length || d.dtype === "float64" ? ", float64" : "";
     const columns = [["reference32", "reference, float32"], ["candidate32", "candidate, float32"], ["reference64", `reference${wide}`], ["candidate64", `candidate${wide}`]]
       .filter(([key]) => d.worst.some((one) => one[key] !== null));
-    const value = (one, key) => (one[key] === null ? "none" : String(key.endsWith("32") ? Number(one[key].toPrecision(9)) : one[key]));
+    const value = (one, key) => (one[key] === null ? "none" : String(Number(one[key].toPrecision(key.endsWith("32") ? 9 : 13))));
     return el("table", { class: "numbers worst" },
       el("caption", { class: "hidden" }, "The elements that differ most"),
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "worst at"), columns.map(([, title]) => el("th", { scope: "col" }, title)))),
@@ -362,7 +364,7 @@
       search.value = state.text;
       for (const box of boxes) box.checked = state.verdicts.has(box.value);
       rows.replaceChildren();
-      show(SHOWN);
+      show(FIRST);
     }
 
     const select = (label, key, options) => el("select", { "aria-label": label, onchange: (event) => set({ [key]: event.target.value }) },
