@@ -468,8 +468,7 @@ def _weights(experiment: RecordedExperiment) -> StageResult:
     rows = []
     for name, state in experiment.weights.items():
         ours, theirs = split(state, layout), experiment.theirs.weights[name]
-        for move in layout.moves:
-            rows.append(copy_result(experiment, roles[move.label], move, ours, theirs, name))
+        rows += [copy_result(experiment, roles[move.label], move, ours, theirs, name) for move in layout.moves]
     seeds = min(experiment.ours.about.initializers, experiment.theirs.about.initializers)
     if seeds:
         drawn, note = compare_drawn(experiment, seeds), drawn_note(seeds)

@@ -333,8 +333,7 @@ def _after_conversion(experiment: Experiment) -> list[TensorResult]:
         experiment.candidate.load_state(candidate, experiment.candidate_state(state))
         ours, theirs = experiment.reference.read_state(reference), experiment.candidate.read_state(candidate)
         ours = split(ours, layout)
-        for move in layout.moves:
-            found.append(copy_result(experiment, slots[move.label].role, move, ours, theirs, name))
+        found += [copy_result(experiment, slots[move.label].role, move, ours, theirs, name) for move in layout.moves]
     return merge(found)
 
 

@@ -1,4 +1,4 @@
-"""The report as one HTML page for a browser: style, script, charting library and figures are all in it, and it asks for nothing else.
+"""The report as one HTML page: style, script, charting library and figures are all in it, and it asks for nothing else.
 
 What can be said without a script (verdicts, roots, findings, what the verdict rests on) is in the page itself; trees, tensors
 and charts are drawn by `html/report.js` from the same figures as the JSON report has, when they are looked at.

@@ -9,7 +9,7 @@ import numpy as np
 
 from alignment.compare import Pair, Tolerance, compare, measure
 from alignment.details import detail_of
-from alignment.report import Effect, Finding, Module, Report, StageResult, TensorResult, TwinResult
+from alignment.report import Effect, Finding, Module, Report, StageResult, TwinResult
 from alignment.stages import bounded, result_of
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
