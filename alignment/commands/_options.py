@@ -17,7 +17,6 @@ from alignment.faults import FAULTS
 from alignment.report import EXIT_STATUS as EXIT_STATUS
 from alignment.report import Report
 from alignment.twins import Twin, parse_settings
-from alignment.views.html import to_html
 from alignment.views.json import to_json
 from alignment.views.terminal import print_report
 from checkpoints import write_aside
@@ -213,6 +212,8 @@ def finish(report: Report, json_file: Path | None, verbose: bool, quiet: bool, h
         with write_aside(json_file) as file:
             file.write(to_json(report))
     if html_file is not None:
+        from alignment.views.html import to_html  # the template engine, of use to this alone
+
         with write_aside(html_file) as file:
             file.write(to_html(report))
     if not quiet:

@@ -16,7 +16,6 @@ from typing import Any
 
 import jinja2
 import orjson
-from markupsafe import Markup
 
 from alignment.report import Report, StageResult, TwinResult
 from alignment.trees import SEVERITY, Node, nodes
@@ -38,9 +37,9 @@ def to_html(report: Report) -> bytes:
         verdicts=MARKS,
         counts={verdict: sum(twin.verdict == verdict for twin in report.twins) for verdict in reversed(SEVERITY)},
         data=_script_data(_data(report)),
-        style=Markup(_text("report.css")),
-        library=Markup(library),
-        script=Markup(script),
+        style=_text("report.css"),
+        library=library,
+        script=script,
         hashes=" ".join(f"'{_hash(source)}'" for source in (library, script)),
     )
     return page.encode()
@@ -71,9 +70,9 @@ def _hash(source: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
 
 
-def _script_data(data: Any) -> Markup:
+def _script_data(data: Any) -> str:
     text = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY).decode()
-    return Markup(text.translate({ord(character): escape for character, escape in _ESCAPED.items()}))
+    return text.translate({ord(character): escape for character, escape in _ESCAPED.items()})
 
 
 def _data(report: Report) -> dict[str, Any]:

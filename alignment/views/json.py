@@ -146,7 +146,7 @@ def read_report(path: Path) -> Report:
 
 def _odd(value: Any, expected: Any, where: str) -> str:
     """What in a value is not of its field's type, in words; empty where all is."""
-    if dataclasses.is_dataclass(expected):
+    if isinstance(expected, type) and dataclasses.is_dataclass(expected):
         if not isinstance(value, expected):
             return f"{where} is {str(value)[:60]!r}"
         hints = get_type_hints(expected)

@@ -286,7 +286,7 @@
         columns.map(([key, title]) => el("td", { "data-label": title }, value(one, key)))))));
   }
 
-  function details(t) {
+  function details(t, kept) {
     const d = t.detail;
     const facts = FACTS.map(([title, say]) => [title, say(t)]).filter(([, said]) => said);
     const floating = d?.dtype.startsWith("float"); // of integers and booleans there is only where they sit
@@ -300,11 +300,12 @@
       el("dl", { class: "facts" }, facts.map(([title, said]) => [el("dt", {}, title), el("dd", {}, said)]).flat()),
       d?.worst.length ? worstTable(d) : null,
       charts.length ? el("div", { class: "charts" }, charts) : null,
-      d || t.verdict === "aligned" || !t.shape ? null : el("p", { class: "dim" }, "No element’s values were kept: see --details."));
+      kept || !t.shape ? null : el("p", { class: "dim" }, "This report has no details of tensors: make it with --html or --details."));
   }
 
-  function list(root, twin, number) {
+  function list(root, twin) {
     const { tensors } = twin;
+    const kept = tensors.some((t) => t.detail);
     const places = tensors.map((_, place) => place).sort(
       (a, b) => (tensors[b].root ?? false) - (tensors[a].root ?? false)
         || severity.indexOf(tensors[b].verdict) - severity.indexOf(tensors[a].verdict) || a - b);
@@ -333,7 +334,7 @@
     }
 
     function toggle(item, open = item.children.length === 1) {
-      if (open && item.children.length === 1) item.append(details(tensors[item.dataset.place]));
+      if (open && item.children.length === 1) item.append(details(tensors[item.dataset.place], kept));
       if (!open) item.querySelector(".opened")?.remove();
       item.firstChild.setAttribute("aria-expanded", String(open));
     }
@@ -538,7 +539,7 @@
     const number = Number(article.dataset.twin);
     const twin = data.twins[number];
     const part = (name) => article.querySelector(`[data-part="${name}"]`);
-    const tensors = list(part("tensors"), twin, number);
+    const tensors = list(part("tensors"), twin);
     lists.push(tensors);
     depth(part("depth"), twin);
     if (twin.effect) part("effect").querySelector(".charts").append(...effectCharts(twin.effect));
