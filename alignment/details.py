@@ -43,7 +43,7 @@ class Detail:
     or infinite on one side only.
     edges: log10 of the bins' edges, one more than bins. counts: elements whose absolute difference lies in each bin; noise:
     the same of the reference's own float32 rounding.
-    plane: the tensor as a matrix, its last axis the columns. cells: rows and columns of the heat map; heat: row by row, log10
+    plane: the tensor as a matrix, its last axis that is longer than one the columns. cells: rows and columns of the heat map; heat: row by row, log10
     of the largest absolute difference in each cell, None where there is none, `INFINITE` where one side alone is not finite.
     points: log10 of (the reference's size, the absolute difference) of some elements, the worst among them.
     worst: the elements that differ most, the worst first.
@@ -141,7 +141,8 @@ def _detail(
     )
     if brief:
         return detail
-    plane = (math.prod(base.shape[:-1]), base.shape[-1]) if base.ndim else (1, 1)
+    columns = next((length for length in reversed(base.shape) if length > 1), 1)
+    plane = (base.size // columns, columns)
     cells, heat = _heat(difference.reshape(plane))
     return replace(detail, plane=plane, cells=cells, heat=heat, points=_points(base, difference))
 
@@ -167,7 +168,7 @@ def _histogram(series: Sequence[NDArray[np.float64]]) -> tuple[tuple[float, ...]
     counted = [
         np.bincount(((one >> np.uint64(shift)) - np.uint64(first)).view(np.int64), minlength=bins) for one in bits
     ]
-    return tuple(round(float(log), 2) for log in logs), [tuple(int(n) for n in counts) for counts in counted]
+    return tuple(np.round(logs, 2).tolist()), [tuple(counts.tolist()) for counts in counted]
 
 
 def _heat(plane: NDArray[np.float64]) -> tuple[tuple[int, int], tuple[float | None, ...]]:

@@ -85,6 +85,15 @@ def test_the_map_shows_where_and_the_list_shows_what() -> None:
     assert found.equal == 96 * 64 - 2
 
 
+@pytest.mark.parametrize(
+    ("shape", "plane"),
+    [((), (1, 1)), ((5,), (1, 5)), ((7, 1), (1, 7)), ((2, 3, 4), (6, 4)), ((2, 3, 4, 1), (6, 4)), ((1, 1), (1, 1))],
+)
+def test_the_map_has_the_last_axis_that_is_one_as_columns(shape, plane) -> None:
+    found = detail(np.zeros(shape), np.ones(shape))
+    assert (found.plane, found.cells) == (plane, plane)
+
+
 def test_what_is_not_finite_on_one_side_only_comes_first() -> None:
     one, two = np.ones((3, 4)), np.ones((3, 4))
     one[0, 1] = two[0, 1] = math.nan

@@ -202,8 +202,9 @@
     const broken = cells.filter(([, , log]) => log === 400);
     const logs = filled.map(([, , log]) => log);
     const [low, high] = logs.length ? [Math.min(...logs), Math.max(...logs)] : [0, 1];
-    const rowName = shape.length > 2 ? `rows: axes 0 to ${shape.length - 2}` : "rows: axis 0";
-    const axes = shape.length > 1 ? `${rowName}; columns: axis ${shape.length - 1}` : "along its one axis";
+    const column = Math.max(0, shape.findLastIndex((length) => length > 1)); // see Detail.plane
+    const rowName = column > 1 ? `rows: axes 0 to ${column - 1}` : "rows: axis 0";
+    const axes = column ? `${rowName}; columns: axis ${column}` : "along axis 0";
     return chart("Where they sit", `${axes}; largest of each cell, blank where equal`, (c) => ({
       grid: { left: 44, right: 70, top: 12, bottom: 34 },
       tooltip: tip(c, ({ value: [x, y, log] }) => [
