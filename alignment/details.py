@@ -43,8 +43,9 @@ class Detail:
     or infinite on one side only.
     edges: log10 of the bins' edges, one more than bins. counts: elements whose absolute difference lies in each bin; noise:
     the same of the reference's own float32 rounding.
-    plane: the tensor as a matrix, its last axis that is longer than one the columns. cells: rows and columns of the heat map; heat: row by row, log10
-    of the largest absolute difference in each cell, None where there is none, `INFINITE` where one side alone is not finite.
+    plane: the tensor as a matrix, its last axis that is longer than one the columns. cells: rows and columns of the heat
+    map; heat: row by row, log10 of the largest absolute difference in each cell, None where there is none, `INFINITE` where
+    one side alone is not finite.
     points: log10 of (the reference's size, the absolute difference) of some elements, the worst among them.
     worst: the elements that differ most, the worst first.
     error32, noise32: RMS float32 error of the candidate and of the reference over the RMS of the tensor in float64, None where
