@@ -137,6 +137,15 @@ def test_it_stays_within_its_width(browser, address, width, scheme):
     assert browser.get_log("browser") == []
 
 
+def test_long_names_wrap(browser, tmp_path):
+    file = tmp_path / "long.html"
+    file.write_bytes(to_html(synthetic_report(12, 4, lambda name: name + ".a_long_name_of_a_module" * 6)))
+    resize(browser, 400, 900)
+    browser.get(file.as_uri())
+    browser.execute_script("document.querySelectorAll('[data-open], .node').forEach((one) => one.click())")
+    assert ask(browser, "document.documentElement.scrollWidth") == 400
+
+
 def test_what_diverged_is_printed_with_its_charts(page):
     pdf = base64.b64decode(page.execute_cdp_cmd("Page.printToPDF", {})["data"])
     (ARTEFACTS / "report.pdf").parent.mkdir(parents=True, exist_ok=True)

@@ -171,7 +171,7 @@
   function histogram(d) {
     const bins = d.counts.map((_, n) => `${power(d.edges[n])} … ${power(d.edges[n + 1])}`);
     const what = d.dtype === "float32" ? "float32 error" : `${d.dtype} difference`;
-    const same = `${many(d.equal, "element")} of ${d.elements.toLocaleString("en")} equal`;
+    const same = `${d.equal.toLocaleString("en")} of ${many(d.elements, "element")} equal`;
     const odd = d.non_finite ? `, ${d.non_finite.toLocaleString("en")} NaN or infinite on one side only` : "";
     return chart("How large the differences are", same + odd, (c) => ({
       grid: { left: 42, right: 8, top: 12, bottom: 40 },
