@@ -38,6 +38,7 @@ from alignment.stages import (
     STAGES,
     Summands,
     compare_drawn,
+    copy_result,
     drawn_note,
     judge_cases,
     merge,
@@ -71,6 +72,7 @@ def compare_captures(
     *,
     mapping: ModelMapping | str | None = None,
     strict: bool = False,
+    details: bool = False,
 ) -> Report:
     """Judge a candidate's capture by the reference's, as `alignment.check` judges two live sides.
 
@@ -81,6 +83,7 @@ def compare_captures(
         mapping: what is compared, and how strictly, a value or a file; None: what the candidate was captured with. Weights
             stay where that mapping put them.
         strict: as in `alignment.Options`, of the running variances alone; a reference that was captured so needs no saying.
+        details: keep of each tensor where its differences sit, as `Options` has it.
 
     Raises:
         AlignmentError: one is no capture, the candidate's was not made from this reference's, or the mapping does not fit.
@@ -91,7 +94,7 @@ def compare_captures(
     _refuse_strangers(ours, theirs, files)
     chosen = ModelMapping.read(mapping) if isinstance(mapping, str) else mapping
     try:
-        experiment = _experiment(ours, theirs, tuple(steps), chosen, strict)
+        experiment = _experiment(ours, theirs, tuple(steps), chosen, strict, details)
         stages, notes = _stages(experiment, progress)
     except AlignmentError as error:
         raise AlignmentError(f"{files}: {error}") from error
@@ -161,7 +164,8 @@ class RecordedExperiment(Experiment):
                 self.learn(three, four)
                 two, four = (arrange(trace, self.orders) for trace in (two, four))
                 largest = runs.reference64.largest_gradient
-                yield Case(weights, batch, one, three, two, four, tuple(noise), self.scope, largest)
+                details = self.options.details
+                yield Case(weights, batch, one, three, two, four, tuple(noise), self.scope, largest, details)
                 progress()
 
     def model(self, side: str, dtype: str) -> Model:
@@ -375,7 +379,7 @@ _WORSE = ("value", "figures", "only", "level", "budget")
 
 
 def _experiment(
-    ours: Capture, theirs: Capture, steps: tuple[int, ...], mapping: ModelMapping | None, strict: bool
+    ours: Capture, theirs: Capture, steps: tuple[int, ...], mapping: ModelMapping | None, strict: bool, details: bool
 ) -> RecordedExperiment:
     one, two = ours.about, theirs.about
     twin = Twin(
@@ -396,7 +400,7 @@ def _experiment(
         raise AlignmentError("they hold other sets of weights, or other batches")
     return RecordedExperiment(
         twin,
-        Options(steps=steps, seed=one.seed, strict=strict or one.strict),
+        Options(steps=steps, seed=one.seed, strict=strict or one.strict, details=details),
         dict(one.settings),
         cast(Framework, Recorded(one)),
         cast(Framework, Recorded(two)),
@@ -467,9 +471,7 @@ def _weights(experiment: RecordedExperiment) -> StageResult:
     rows = []
     for name, state in experiment.weights.items():
         ours, theirs = split(state, layout), experiment.theirs.weights[name]
-        for move in layout.moves:
-            comparison = bitwise(ours[move.label], undo(theirs[move.target], move))
-            rows.append(result_of(roles[move.label], move.label, move.target, comparison, name))
+        rows += [copy_result(experiment, roles[move.label], move, ours, theirs, name) for move in layout.moves]
     seeds = min(experiment.ours.about.initializers, experiment.theirs.about.initializers)
     if seeds:
         drawn, note = compare_drawn(experiment, seeds), drawn_note(seeds)

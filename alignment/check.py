@@ -20,7 +20,8 @@ from alignment.localise import Scene, localise
 from alignment.lowprecision import judge_precision
 from alignment.report import Report, StageResult, TwinResult
 from alignment.reprod import write_reprod_logs
-from alignment.stages import run_stages
+from alignment.stages import bounded, run_stages
+from alignment.trees import module_trees
 from alignment.twins import DEFAULT_TWIN, Twin, get_twin, twin_of
 
 # Told (done, total) as cases are finished.
@@ -142,11 +143,12 @@ def report_of(
 ) -> Report:
     """The report of a check that ran its models as `probe` says. address: how its twin was asked for, if by name."""
     twin, options = experiment.twin, experiment.options
+    trees = module_trees(experiment)
     result = TwinResult(
         twin=twin.name,
         reference=f"{twin.reference.framework} {twin.reference.name}",
         candidate=f"{twin.candidate.framework} {twin.candidate.name}",
-        stages=stages,
+        stages=bounded(stages),
         settings=experiment.settings,
         weights=tuple(experiment.weights),
         batches=(*(batch.name for batch in probe.batches), *(() if probe is experiment else (FULL_SIZE,))),
@@ -173,6 +175,8 @@ def report_of(
             "mapping": told_mapping(experiment),
             "mapping_file": options.mapping if isinstance(options.mapping, str) else None,
         },
+        reference_tree=trees[0],
+        candidate_tree=trees[1],
     )
     versions = own_versions() | experiment.reference.versions() | experiment.candidate.versions()
     return Report((result,), versions)

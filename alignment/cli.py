@@ -20,6 +20,7 @@ COMMANDS = {
     "explain": "explain",
     "capture": "capture",
     "compare": "compare",
+    "report": "report",
     "map": "map",
     "sweep": "sweep",
     "convert": "convert",

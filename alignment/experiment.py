@@ -59,6 +59,7 @@ class Options:
     faults:     faults to plant on the candidate, by name or as they are.
     mapping:    how the two sides' parts correspond, and what of them is compared: a value, or a file; None: the twin's own.
     threads:    CPU threads of both frameworks; None: all, or one where a run is too small to gain by more.
+    details:    keep of each tensor where its differences sit, and the worst of them (`alignment.details`).
     strict:     call diverged, too, what the frameworks' own layers define differently: batch norm's running variance, and
                 the padding row of an embedding, should it not be zero.
     dropout:    ``"frozen"`` or ``"seeded"``, see `alignment.twins.Twin`; None: the twin's own choice.
@@ -81,6 +82,7 @@ class Options:
     precision: str = "float32"
     reference_device: str | None = None
     candidate_device: str | None = None
+    details: bool = False
 
     def __post_init__(self) -> None:
         if not self.steps or not set(self.steps) <= {1, 2, 3, 4, 5}:
@@ -109,7 +111,7 @@ class Options:
 class Case:
     """Both sides' runs of one batch with one set of weights, in both precisions.
 
-    largest_gradient: of the reference in float64, where its trace does not hold all its gradients.
+    largest_gradient: of the reference in float64, where its trace does not hold all its gradients. details: as in `Options`.
     """
 
     weights: str
@@ -121,6 +123,7 @@ class Case:
     noise: tuple[Trace, ...]
     scope: Scope = field(default_factory=Scope)
     largest_gradient: float | None = None
+    details: bool = False
 
     @property
     def gradient_scale(self) -> float:
@@ -331,6 +334,7 @@ class Experiment:
                     traces["candidate", "float64"],
                     tuple(noise),
                     self.scope,
+                    details=self.options.details,
                 )
                 progress()
 

@@ -22,7 +22,9 @@ from alignment.report import Effect, Finding, Report, StageResult, TensorResult,
 from alignment.saved_pair import SavedPair, pair_stages, weight_suspects
 from alignment.sides import Law, attribute, laws
 from alignment.sources import class_site, making_site, short_site
+from alignment.stages import bounded
 from alignment.suspects import other_suspects
+from alignment.trees import module_trees
 from alignment.twins import Twin
 from fake_data import Batch
 
@@ -85,8 +87,8 @@ def explain_checked(checked: Checked) -> Report:
     return replace(checked.report, twins=(replace(result, findings=findings, effect=effect, notes=notes),))
 
 
-def explain_traces(reference: str | Path, candidate: str | Path) -> Report:
-    """Explain two captures, without either framework and without the models.
+def explain_traces(reference: str | Path, candidate: str | Path, details: bool = False) -> Report:
+    """Explain two captures, without either framework and without the models. details: as in `Options`.
 
     Raises:
         AlignmentError: one is no capture, or has no detailed run; or the two are not of one batch and of models whose weights
@@ -98,8 +100,9 @@ def explain_traces(reference: str | Path, candidate: str | Path) -> Report:
     files = f"{reference} and {candidate}"
     try:
         pair = SavedPair(ours, theirs)
-        stages, notes = pair_stages(pair)
+        stages, notes = pair_stages(pair, details)
         findings = _findings(pair.experiment, (pair,), stages)
+        trees = module_trees(pair.experiment)
     except AlignmentError as error:
         raise AlignmentError(f"{files}: {error}") from error
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
@@ -110,7 +113,7 @@ def explain_traces(reference: str | Path, candidate: str | Path) -> Report:
         twin=one.twin if one.twin == two.twin else f"{one.twin} / {two.twin}",
         reference=f"{ours.trace.framework} {one.target}",
         candidate=f"{theirs.trace.framework} {two.target}",
-        stages=stages,
+        stages=bounded(stages),
         settings={},
         weights=(ours.weights,),
         batches=(ours.batch.name,),
@@ -119,6 +122,8 @@ def explain_traces(reference: str | Path, candidate: str | Path) -> Report:
         notes=(f"from captures, in float64 alone: {files}", *notes),
         seconds=time.perf_counter() - start,
         findings=findings,
+        reference_tree=trees[0],
+        candidate_tree=trees[1],
     )
     return Report((result,), own_versions() | dict(one.versions) | dict(two.versions))
 

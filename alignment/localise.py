@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import checkpoints
 from alignment.compare import Comparison, Pair, measure, settle
 from alignment.correspondence import holder, path_of, rename
+from alignment.details import detail_of
 from alignment.errors import AlignmentError
 from alignment.experiment import Case, Experiment, State
 from alignment.orders import arrange
@@ -374,7 +375,7 @@ def localise(
     stages = tuple(replace(stage, tensors=tuple(_by_itself(stage.tensors))) for stage in stages)
     try:
         for scene in (find_scenes or _scenes)(experiment, stages):
-            stages = _with_roots(stages, scene)
+            stages = _with_roots(stages, scene, experiment.options.details)
             scenes.append(scene)
     except AlignmentError as error:
         # The candidate can't be run piece by piece: what the stages found stands.
@@ -415,7 +416,7 @@ def _scenes(experiment: Experiment, stages: tuple[StageResult, ...]) -> Iterable
         yield Scene(experiment, weights, batches[batch], "float32" if only_precision else "float64")
 
 
-def _with_roots(stages: tuple[StageResult, ...], scene: Scene) -> tuple[StageResult, ...]:
+def _with_roots(stages: tuple[StageResult, ...], scene: Scene, details: bool) -> tuple[StageResult, ...]:
     for root in scene.roots:
         record, name = row_of(root)
         step = _STEP[record]
@@ -431,7 +432,7 @@ def _with_roots(stages: tuple[StageResult, ...], scene: Scene) -> tuple[StageRes
                 tensors[known[0]] = replace(row, root=row.verdict == "diverged")
             else:
                 first = next((i for i, t in enumerate(tensors) if not t.root), len(tensors))
-                tensors.insert(first, _row(root, record, name, scene))
+                tensors.insert(first, _row(root, record, name, scene, details))
             stages = (*stages[:position], replace(stage, tensors=tuple(tensors)), *stages[position + 1 :])
     return stages
 
@@ -465,11 +466,12 @@ def row_of(root: Root) -> tuple[str, str]:
     return root.kind, root.name
 
 
-def _row(root: Root, record: str, name: str, scene: Scene) -> TensorResult:
+def _row(root: Root, record: str, name: str, scene: Scene, details: bool) -> TensorResult:
     called = rename(name, scene.experiment.paths)
     row = result_of(record, name, called, root.comparison, scene.weights, scene.batch.name)
     given = "given the reference's own values: " if scene.live else ""
-    return replace(row, reason=given + row.reason, root=True)
+    detail = detail_of(Pair(None, None, root.reference, root.candidate), root.comparison) if details else None
+    return replace(row, reason=given + row.reason, root=True, detail=detail)
 
 
 def _without_consequences(experiment: Experiment, stages: tuple[StageResult, ...]) -> tuple[StageResult, ...]:

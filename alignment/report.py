@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from alignment.compare import Verdict, overall
+from alignment.details import Detail
 
 SCHEMA_VERSION = 1
 EXIT_STATUS = {"aligned": 0, "diverged": 1, "inconclusive": 2}
@@ -27,6 +29,7 @@ class TensorResult:
     ``weights/batch``.
     strain: seen over allowed; 1 is the limit.
     root: this divergence starts by itself: all that it depends on agrees, or was made to. Others are its consequences.
+    detail: the differences of the comparison whose figures these are, where that was asked for and there are two tensors.
     """
 
     record: str
@@ -49,6 +52,7 @@ class TensorResult:
     comparisons: int = 1
     diverging: tuple[str, ...] = ()
     root: bool = False
+    detail: Detail | None = None
 
     @property
     def name(self) -> str:
@@ -113,8 +117,24 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Module:
+    """One module of a side's tree.
+
+    path: in this side's own words, ``""`` the root. kind: its layer kind, or the name of the user's own class where `own`.
+    counterpart: the other side's path; None where there is none. site: ``"file:line"`` of the source that makes it, of the
+    root its class; None where that is not known.
+    """
+
+    path: str
+    kind: str
+    own: bool
+    counterpart: str | None = None
+    site: str | None = None
+
+
+@dataclass(frozen=True)
 class TwinResult:
-    """One twin's verdict: its stages and what they rest on."""
+    """One twin's verdict: its stages and what they rest on. reference_tree, candidate_tree: each parent before its children."""
 
     twin: str
     reference: str
@@ -131,16 +151,23 @@ class TwinResult:
     options: Mapping[str, Any] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     effect: Effect | None = None
+    reference_tree: tuple[Module, ...] = ()
+    candidate_tree: tuple[Module, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
         """Aligned only if at least one stage ran and every one is aligned."""
         return overall(stage.verdict for stage in self.stages)
 
+    @cached_property
+    def tensors(self) -> tuple[TensorResult, ...]:
+        """Those of all stages, in order."""
+        return tuple(tensor for stage in self.stages for tensor in stage.tensors)
+
     @property
     def roots(self) -> tuple[TensorResult, ...]:
         """The divergences that start by themselves, in order of dependency."""
-        return tuple(tensor for stage in self.stages for tensor in stage.tensors if tensor.root)
+        return tuple(tensor for tensor in self.tensors if tensor.root)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from alignment.capture_file import SavedTrace
 from alignment.causes import WeightSuspect
 from alignment.compare import EPS64, Comparison, Pair, Tolerance, bitwise, measure
 from alignment.correspondence import OF_MODULES, first_names, packed_tensors, parted, path_of, rename, renamed
+from alignment.details import detail_of
 from alignment.errors import AlignmentError
 from alignment.experiment import SIDES, Experiment, Options
 from alignment.frameworks import Framework
@@ -444,8 +445,8 @@ def _equal(one: NDArray | None, two: NDArray | None) -> bool:
 # ------------------------------------------------------------------------------------------------------------ reporting
 
 
-def pair_stages(pair: SavedPair) -> tuple[tuple[StageResult, ...], tuple[str, ...]]:
-    """The stages that two traces can answer, their roots marked; and notes on what they can't."""
+def pair_stages(pair: SavedPair, details: bool = False) -> tuple[tuple[StageResult, ...], tuple[str, ...]]:
+    """The stages that two traces can answer, their roots marked; and notes on what they can't. details: as in `Options`."""
     stages = [
         StageResult(
             2, "initialization", tuple(_weight_rows(pair)), ("the weights both ran with; initialisers are in no trace",)
@@ -464,7 +465,9 @@ def pair_stages(pair: SavedPair) -> tuple[tuple[StageResult, ...], tuple[str, ..
                 StageResult(step, name, (TensorResult("module", "(all)", "(all)", None, "inconclusive", reason),))
             )
         else:
-            rows = [_row(pair, key, roots) for key in pair.comparisons if key[0] in kinds and _listed(pair, key)]
+            rows = [
+                _row(pair, key, roots, details) for key in pair.comparisons if key[0] in kinds and _listed(pair, key)
+            ]
             stages.append(StageResult(step, name, tuple(rows)))
     found = tuple(within(pair.experiment.scope, stage) for stage in stages if stage.tensors or stage.step != 2)
     if any(tensor.root for stage in found for tensor in stage.tensors):
@@ -497,7 +500,7 @@ def _weight_rows(pair: SavedPair) -> Iterator[TensorResult]:
         yield replace(row, root=wrong, batch=None, diverging=())
 
 
-def _row(pair: SavedPair, key: Key, roots: set[tuple[str, str]]) -> TensorResult:
+def _row(pair: SavedPair, key: Key, roots: set[tuple[str, str]], details: bool) -> TensorResult:
     comparison, (kind, name) = pair.comparisons[key], key
     if comparison.verdict == "diverged" and kind == "input" and key not in pair.differing:
         reason = f"no matter: all that {path_of(name)} makes of it agrees; {comparison.reason}"
@@ -506,9 +509,11 @@ def _row(pair: SavedPair, key: Key, roots: set[tuple[str, str]]) -> TensorResult
     if kind == "gradient" and name in pair.moves:
         theirs = pair.moves[name].target
     known = name in pair.reference64.names(kind)
-    has = pair.value(pair.candidate64, kind, name) is not None or kind == "gradient"
+    value = pair.value(pair.candidate64, kind, name)
+    has = value is not None or kind == "gradient"
     row = _result(pair, kind, name if known else None, theirs if has else None, comparison)
-    return replace(row, root=comparison.verdict == "diverged" and (kind, name) in roots)
+    detail = detail_of(Pair(None, None, pair.reference64.get(kind, name), value), comparison) if details else None
+    return replace(row, root=comparison.verdict == "diverged" and (kind, name) in roots, detail=detail)
 
 
 def _result(pair: SavedPair, record: str, ours: str | None, theirs: str | None, comparison: Comparison) -> TensorResult:

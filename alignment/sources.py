@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 from pathlib import Path
@@ -23,23 +24,29 @@ def class_site(cls: type) -> str | None:
 def making_site(parent: type, attribute: str) -> str | None:
     """``"file:line"`` of the statement in `parent` (or a base) that assigns ``self.attribute``; None where there is none."""
     for cls in parent.__mro__:
-        try:
-            source, first = inspect.getsourcelines(cls)
-            tree = ast.parse(textwrap.dedent("".join(source)))
-        except (OSError, TypeError, SyntaxError):
-            continue
-        for node in ast.walk(tree):
-            targets = (
-                node.targets
-                if isinstance(node, ast.Assign)
-                else [node.target]
-                if isinstance(node, ast.AnnAssign)
-                else []
-            )
-            if any(isinstance(target, ast.Attribute) and target.attr == attribute for target in targets):
-                assert isinstance(node, ast.stmt)
-                return f"{_short(inspect.getsourcefile(cls) or '?')}:{first + node.lineno - 1}"
+        line = _assigned(cls).get(attribute)
+        if line is not None:
+            return f"{_short(inspect.getsourcefile(cls) or '?')}:{line}"
     return None
+
+
+@functools.cache
+def _assigned(cls: type) -> dict[str, int]:
+    """Attribute -> the line of the first statement in a class's own source that assigns it."""
+    try:
+        source, first = inspect.getsourcelines(cls)
+        tree = ast.parse(textwrap.dedent("".join(source)))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    found: dict[str, int] = {}
+    for node in ast.walk(tree):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        for target in targets:
+            if isinstance(target, ast.Attribute) and isinstance(node, ast.stmt):
+                found.setdefault(target.attr, first + node.lineno - 1)
+    return found
 
 
 def _short(path: str) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from alignment.compare import EPS32, Comparison, Pair, Tolerance, bitwise, measure, overall, settle
 from alignment.correspondence import first_names, holder, rename
+from alignment.details import MOST_WHOLE, Detail, detail_of
 from alignment.errors import AlignmentError
 from alignment.experiment import LEARNING_RATE, Case, Experiment
 from alignment.frameworks import Framework, ModuleInfo, own_loss
@@ -332,10 +333,25 @@ def _after_conversion(experiment: Experiment) -> list[TensorResult]:
         experiment.candidate.load_state(candidate, experiment.candidate_state(state))
         ours, theirs = experiment.reference.read_state(reference), experiment.candidate.read_state(candidate)
         ours = split(ours, layout)
-        for move in layout.moves:
-            comparison = bitwise(ours[move.label], undo(theirs[move.target], move))
-            found.append(result_of(slots[move.label].role, move.label, move.target, comparison, name))
+        found += [copy_result(experiment, slots[move.label].role, move, ours, theirs, name) for move in layout.moves]
     return merge(found)
+
+
+def copy_result(
+    experiment: Experiment,
+    role: str,
+    move: Move,
+    ours: Mapping[str, NDArray],
+    theirs: Mapping[str, NDArray],
+    weights: str,
+) -> TensorResult:
+    """One tensor that the candidate was given: a copy, so its bits must be the reference's."""
+    one, two = ours[move.label], undo(theirs[move.target], move)
+    comparison = bitwise(one, two)
+    row = result_of(role, move.label, move.target, comparison, weights)
+    if not experiment.options.details or comparison.verdict == "aligned":
+        return row
+    return replace(row, detail=detail_of(Pair(None, None, one, two), comparison))
 
 
 def initializer_seeds(experiment: Experiment) -> int:
@@ -381,7 +397,7 @@ def compare_drawn(experiment: Experiment, seeds: int) -> list[TensorResult]:
 class _Measured:
     """One comparison of one record in one case, its precision not yet judged.
 
-    usual: the same by the usual tolerance, where the record has one of its own.
+    usual: the same by the usual tolerance, where the record has one of its own. detail: where these were asked for.
     """
 
     record: str
@@ -391,6 +407,7 @@ class _Measured:
     weights: str
     batch: str
     usual: Comparison | None = None
+    detail: Detail | None = None
 
 
 def judge_cases(
@@ -417,10 +434,20 @@ def judge_cases(
             usual = _settled([replace(one, comparison=one.usual or one.comparison) for one in group], summands)
             settled = [with_reason(*pair, own) for pair in zip(settled, usual, strict=True)]
         for one, comparison in zip(group, settled, strict=True):
-            results.append(
-                result_of(one.record, one.reference_name, one.candidate_name, comparison, one.weights, one.batch)
-            )
+            row = result_of(one.record, one.reference_name, one.candidate_name, comparison, one.weights, one.batch)
+            results.append(row if one.detail is None else replace(row, detail=one.detail))
     return merge([*results, *metrics])
+
+
+def bounded(stages: tuple[StageResult, ...]) -> tuple[StageResult, ...]:
+    """The stages with as many whole details as a report may have: of the roots, then of the first that diverge."""
+    rows = [row for stage in stages for row in stage.tensors if row.detail is not None and row.verdict != "aligned"]
+    kept = {id(row) for row in sorted(rows, key=lambda row: not row.root)[:MOST_WHOLE]}
+
+    def within_bounds(row: TensorResult) -> TensorResult:
+        return row if row.detail is None or id(row) in kept else replace(row, detail=row.detail.brief)
+
+    return tuple(replace(stage, tensors=tuple(map(within_bounds, stage.tensors))) for stage in stages)
 
 
 def _settled(group: list[_Measured], summands: Summands, tolerance: Tolerance | None = None) -> list[Comparison]:
@@ -792,7 +819,10 @@ def _measured(case: Case, record: str, reference: str | None, candidate: str | N
     own = case.scope.own(reference, candidate)
     usual = measure(pair, Tolerance())
     comparison = measure(pair, own.tolerance) if own else usual
-    return _Measured(record, reference, candidate, comparison, case.weights, case.batch.name, usual if own else None)
+    detail = detail_of(pair, comparison, own.tolerance if own else None) if case.details else None
+    return _Measured(
+        record, reference, candidate, comparison, case.weights, case.batch.name, usual if own else None, detail
+    )
 
 
 def merge(results: Iterable[TensorResult]) -> list[TensorResult]:

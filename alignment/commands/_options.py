@@ -28,6 +28,21 @@ _OUTPUT = (
     click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit status tells."),
 )
 
+_VIEWS = (
+    click.option(
+        "--html",
+        "html_file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Write the report as one HTML page that needs no network.",
+    ),
+    click.option(
+        "--details",
+        is_flag=True,
+        help="Keep in the report where the differences of each tensor sit, and the worst of them; --html does by itself.",
+    ),
+)
+
 _SHARED = (
     click.option(
         "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A size or other setting of both sides."
@@ -128,6 +143,13 @@ def output_options(command: Command) -> Command:
     return command
 
 
+def view_options(command: Command) -> Command:
+    """The HTML report, and what it shows of each tensor."""
+    for option in reversed(_VIEWS):
+        command = option(command)
+    return command
+
+
 def make_options(
     twin: Twin,
     *,
@@ -146,6 +168,7 @@ def make_options(
     device: str | None = None,
     reference_device: str | None = None,
     candidate_device: str | None = None,
+    details: bool = False,
     steps: tuple[int, ...] = (),
 ) -> Options:
     """The options of a check of `twin` as the command line gave them."""
@@ -167,6 +190,7 @@ def make_options(
         precision=precision,
         reference_device=reference_device or device,
         candidate_device=candidate_device or device,
+        details=details,
     )
 
 
@@ -182,11 +206,16 @@ def refuse_unwritable(path: Path) -> None:
         raise AlignmentError(f"{path}: can't write there; name a file in a folder that exists and can be written to")
 
 
-def finish(report: Report, json_file: Path | None, verbose: bool, quiet: bool) -> int:
+def finish(report: Report, json_file: Path | None, verbose: bool, quiet: bool, html_file: Path | None = None) -> int:
     """Write and show a report as was asked for; returns the exit status."""
     if json_file is not None:
         with write_aside(json_file) as file:
             file.write(to_json(report))
+    if html_file is not None:
+        from alignment.views.html import to_html  # the template engine, of use to this alone
+
+        with write_aside(html_file) as file:
+            file.write(to_html(report))
     if not quiet:
         show_report(report, verbose)
     return EXIT_STATUS[report.verdict]

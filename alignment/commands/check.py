@@ -23,6 +23,7 @@ from alignment.commands._options import (
     refuse_unwritable,
     run_options,
     shared_options,
+    view_options,
 )
 from alignment.config import find_config, read_config
 from alignment.errors import AlignmentError
@@ -77,6 +78,7 @@ def _long_name(parameter: click.Parameter) -> str:
 )
 @shared_options
 @run_options
+@view_options
 @click.option(
     "--reprod-log",
     "reprod_log",
@@ -107,6 +109,8 @@ def command(
     twin: str | None,
     every: bool,
     json_file: Path | None,
+    html_file: Path | None,
+    details: bool,
     reprod_log: Path | None,
     reference_python: str | None,
     candidate_python: str | None,
@@ -152,22 +156,24 @@ def command(
                 f"--{name} goes with a check in one environment, not with --reference-python or --candidate-python: leave it out"
             )
     names = list(TWINS) if every else [twin or DEFAULT_TWIN]
-    if json_file is not None:
-        refuse_unwritable(json_file)
+    for file in (json_file, html_file):
+        if file is not None:
+            refuse_unwritable(file)
+    details = details or html_file is not None
     if reprod_log is not None:
         prepare_folder(reprod_log)
     if apart:
-        report = _run_apart(names, (reference_python, candidate_python), given, timeout or SIDE_TIMEOUT)
-        return finish(report, json_file, verbose, quiet)
+        report = _run_apart(names, (reference_python, candidate_python), given, timeout or SIDE_TIMEOUT, details)
+        return finish(report, json_file, verbose, quiet, html_file)
     runs: list[tuple[str, Run]]
     if isolate:
-        said = given_options(click.get_current_context())
+        said = given_options(click.get_current_context()) | ({"details": True} if details else {})
         runs = [(name, partial(_run_isolated, Case(name, said), timeout or DEFAULT_TIMEOUT)) for name in names]
     else:
         reserve_threads(given["threads"])
-        runs = [(name, partial(check, name, make_options(get_twin(name), **given))) for name in names]
+        runs = [(name, partial(check, name, make_options(get_twin(name), details=details, **given))) for name in names]
     report = _run(runs, reprod_log)
-    return finish(report, json_file, verbose, quiet)
+    return finish(report, json_file, verbose, quiet, html_file)
 
 
 def _typed(name: str) -> bool:
@@ -181,7 +187,7 @@ _TOLD = {"set": "assignments", "batch-size": "batch_size"} | {
 
 
 def _run_apart(
-    names: list[str], pythons: tuple[str | None, str | None], given: dict[str, Any], timeout: float
+    names: list[str], pythons: tuple[str | None, str | None], given: dict[str, Any], timeout: float, details: bool
 ) -> Report:
     """Each side captured by an interpreter of its own, and the two captures compared here."""
     values = [(name, given[held]) for name, held in _TOLD.items()]
@@ -206,7 +212,7 @@ def _run_apart(
                 own = ["--from", str(reference), *planted, "-o", str(candidate)]
                 _capture(name, "candidate", pythons[1], own, timeout, candidate)
                 show(f"{name}: comparing", 2, 3)
-                reports.append(compare_captures(reference, candidate, steps))
+                reports.append(compare_captures(reference, candidate, steps, details=details))
     return merge_reports(reports)
 
 
@@ -248,6 +254,8 @@ NOT_OF_A_CASE = {
     "all",
     "candidate-python",
     "config",
+    "details",
+    "html",
     "isolate",
     "json",
     "quiet",

@@ -9,7 +9,7 @@ import click
 
 from alignment.apart import compare_captures
 from alignment.capture_file import SUFFIX
-from alignment.commands._options import finish, output_options, refuse_unwritable
+from alignment.commands._options import finish, output_options, refuse_unwritable, view_options
 from alignment.errors import AlignmentError
 from alignment.foreign import compare_dumps
 from alignment.views.progress import progress
@@ -49,6 +49,7 @@ from alignment.views.progress import progress
     metavar="FILE",
     help="Write the report as JSON.",
 )
+@view_options
 @output_options
 def command(
     reference: Path,
@@ -58,6 +59,8 @@ def command(
     mapping: str | None,
     strict: bool,
     json_file: Path | None,
+    html_file: Path | None,
+    details: bool,
     verbose: bool,
     quiet: bool,
 ) -> int:
@@ -66,8 +69,10 @@ def command(
     Two captures of `align capture` (.safetensors) give the report of `align check`. Two .npy files of the reprod_log package, or
     two dump folders of PaDiff, hold float32 alone: they can show that the two differ, and, given a --tolerance, that they do not.
     """
-    if json_file is not None:
-        refuse_unwritable(json_file)
+    for file in (json_file, html_file):
+        if file is not None:
+            refuse_unwritable(file)
+    details = details or html_file is not None
     captures = [path.suffix == SUFFIX for path in (reference, candidate)]
     if all(captures):
         if tolerance is not None:
@@ -82,6 +87,7 @@ def command(
                 partial(show, "comparing"),
                 mapping=mapping,
                 strict=strict,
+                details=details,
             )
     elif any(captures):
         odd = candidate if captures[0] else reference
@@ -89,5 +95,5 @@ def command(
     else:
         for name in (name for name, said in (("step", steps), ("mapping", mapping), ("strict", strict)) if said):
             raise AlignmentError(f"--{name} goes with captures: a dump has the tensors it has")
-        report = compare_dumps(reference, candidate, tolerance)
-    return finish(report, json_file, verbose, quiet)
+        report = compare_dumps(reference, candidate, tolerance, details)
+    return finish(report, json_file, verbose, quiet, html_file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from alignment.commands._options import (
     refuse_unwritable,
     run_options,
     shared_options,
+    view_options,
 )
 from alignment.errors import AlignmentError
 from alignment.experiment import Options
@@ -42,6 +44,7 @@ TOLD = ("twin", "mapping_file")
 @click.argument("candidate", required=False, metavar="[CANDIDATE.safetensors]")
 @shared_options
 @run_options
+@view_options
 @click.option(
     "--repro",
     type=click.Path(file_okay=False, path_type=Path),
@@ -59,6 +62,8 @@ def command(
     twin: str | None,
     candidate: str | None,
     json_file: Path | None,
+    html_file: Path | None,
+    details: bool,
     repro: Path | None,
     traces: Path | None,
     verbose: bool,
@@ -71,14 +76,16 @@ def command(
     that diverged, with the options they were checked with. Two captures, the reference's first, are explained
     without the models: those that --traces wrote, or of `align capture`.
     """
-    if json_file is not None:
-        refuse_unwritable(json_file)
+    for file in (json_file, html_file):
+        if file is not None:
+            refuse_unwritable(file)
+    details = details or html_file is not None
     if is_trace(twin) or candidate is not None:
         refuse_options(click.get_current_context())
-        report = explain_pair(twin or "", candidate)
+        report = explain_pair(twin or "", candidate, details)
     else:
-        report = explain_twins(twin or DEFAULT_TWIN, repro, traces, given)
-    return finish(report, json_file, verbose, quiet)
+        report = explain_twins(twin or DEFAULT_TWIN, repro, traces, given | {"details": details})
+    return finish(report, json_file, verbose, quiet, html_file)
 
 
 def is_trace(name: str | None) -> bool:
@@ -88,15 +95,15 @@ def is_trace(name: str | None) -> bool:
 
 def refuse_options(context: click.Context) -> None:
     """What says how to run a model means nothing where none is run."""
-    fine = {"twin", "candidate", "json_file", "verbose", "quiet"}
+    fine = {"twin", "candidate", "json_file", "html_file", "details", "verbose", "quiet"}
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name not in fine and source is ParameterSource.COMMANDLINE:
             raise AlignmentError(f"{parameter.opts[0]} means nothing for captures: no model is run")
 
 
-def explain_pair(reference: str, candidate: str | None) -> Report:
-    """Explain two captures.
+def explain_pair(reference: str, candidate: str | None, details: bool = False) -> Report:
+    """Explain two captures. details: as in `Options`.
 
     Raises:
         AlignmentError: these are not two captures, or they can't be explained.
@@ -106,7 +113,7 @@ def explain_pair(reference: str, candidate: str | None) -> Report:
     if not (is_trace(reference) and is_trace(candidate)):
         odd = candidate if is_trace(reference) else reference
         raise AlignmentError(f"{odd}: two arguments must both be captures ({SUFFIX} files), the reference's first")
-    return explain_traces(reference, candidate)
+    return explain_traces(reference, candidate, details)
 
 
 def explain_twins(name: str, repro: Path | None, traces: Path | None, given: dict[str, Any]) -> Report:
@@ -116,7 +123,10 @@ def explain_twins(name: str, repro: Path | None, traces: Path | None, given: dic
             prepare_folder(folder)
     reserve_threads(given["threads"])
     saved = name.endswith(".json")
-    asked = read_report(Path(name)) if saved else [(name, make_options(get_twin(name), **given))]
+    if saved:
+        asked = [(one, replace(options, details=given["details"])) for one, options in read_report(Path(name))]
+    else:
+        asked = [(name, make_options(get_twin(name), **given))]
     reports = []
     with progress("preparing") as show:
         for one, options in asked:

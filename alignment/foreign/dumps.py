@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 import checkpoints
 from alignment.check import own_versions
-from alignment.compare import EPS32, Comparison, bitwise
+from alignment.compare import EPS32, Comparison, Pair, bitwise
+from alignment.details import detail_of
 from alignment.errors import AlignmentError
 from alignment.localise import first_is_root
 from alignment.report import Report, StageResult, TensorResult, TwinResult
-from alignment.stages import STAGES, result_of
+from alignment.stages import STAGES, bounded, result_of
 from checkpoints import CheckpointError, Move, Slot, undo
 
 # What float32 rounding may do at most to the largest element of a tensor, as a multiple of eps(float32): 1.2e-3 of it. Right
@@ -54,7 +55,9 @@ class Dump:
     notes: tuple[str, ...] = field(default_factory=tuple)
 
 
-def compare_dumps(reference: str | Path, candidate: str | Path, tolerance: float | None = None) -> Report:
+def compare_dumps(
+    reference: str | Path, candidate: str | Path, tolerance: float | None = None, details: bool = False
+) -> Report:
     """Compare two .npy files of reprod_log, or two dump folders of PaDiff.
 
     tolerance: the share of a tensor's largest element up to which a difference counts as none; None: only equal bits are
@@ -68,7 +71,7 @@ def compare_dumps(reference: str | Path, candidate: str | Path, tolerance: float
     if ours.tool != theirs.tool:
         raise AlignmentError(f"{reference} is of {ours.tool}, {candidate} of {theirs.tool}: compare dumps of one tool")
     moves, notes = _moves(ours, theirs)
-    rows = _rows(ours, theirs, moves, tolerance)
+    rows = _rows(ours, theirs, moves, tolerance, details)
     names = {stage.step: stage.name for stage in STAGES}
     stages = [
         StageResult(step, names[step], tuple(row for number, row in rows if number == step))
@@ -79,7 +82,7 @@ def compare_dumps(reference: str | Path, candidate: str | Path, tolerance: float
         twin=ours.model or Path(reference).name,
         reference=f"{ours.framework or ours.tool} {reference}",
         candidate=f"{theirs.framework or theirs.tool} {candidate}",
-        stages=first_is_root(tuple(stages)),
+        stages=bounded(first_is_root(tuple(stages))),
         settings={},
         weights=("unknown",),
         batches=("unknown",),
@@ -123,7 +126,7 @@ def _moves(ours: Dump, theirs: Dump) -> tuple[dict[str, Move], list[str]]:
 
 
 def _rows(
-    ours: Dump, theirs: Dump, moves: Mapping[str, Move], tolerance: float | None
+    ours: Dump, theirs: Dump, moves: Mapping[str, Move], tolerance: float | None, details: bool
 ) -> list[tuple[int, TensorResult]]:
     largest: dict[str, float] = {}
     for key, value in ours.tensors.items():
@@ -150,7 +153,9 @@ def _rows(
             comparison = bitwise(value, other)
         else:
             comparison = judge32(value, other, largest.get(key.record, 0.0), tolerance, key.record == "update")
-        rows.append((key.step, replace(result_of(key.record, key.name, name, comparison, "unknown"), weights=None)))
+        row = replace(result_of(key.record, key.name, name, comparison, "unknown"), weights=None)
+        detail = detail_of(Pair(None, None, value, other), comparison) if details and key.step > 1 else None
+        rows.append((key.step, replace(row, detail=detail)))
     for key, (name, other) in left.items():
         row = result_of(key.record, None, name, bitwise(None, np.zeros(0) if other is None else other), "unknown")
         rows.append((key.step, replace(row, weights=None)))

@@ -301,6 +301,9 @@ def test_tables_of_json_keys_are_complete():
     assert {word.strip() for word in words.split(",")} == set(schema["$defs"]["tensor"]["properties"]["record"]["enum"])
     assert first_column(page, "A finding, one for each cause:") == set(schema["$defs"]["finding"]["properties"])
     assert first_column(page, "The effect, of the whole twin:") == set(schema["$defs"]["effect"]["properties"])
+    assert first_column(page, "A module of a tree:") == set(schema["$defs"]["module"]["properties"])
+    (detail,) = (line for line in page.read_text().splitlines() if line.startswith("A detail, kept with"))
+    assert first_column(page, detail) == set(schema["$defs"]["detail"]["properties"])
     row = next(line for line in page.read_text().splitlines() if line.startswith("| `stages`"))
     assert set(CODE.findall(row)) == {"stages", *schema["$defs"]["stage"]["properties"]}
     top = next(line for line in page.read_text().splitlines() if line.startswith("Top level:"))

@@ -1,0 +1,32 @@
+"""`align report`: draw a saved report again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from alignment.commands._options import finish, output_options, refuse_unwritable
+from alignment.views.json import read_report
+
+
+@click.command(
+    "report", epilog="Exit status: that of the report. 0 aligned, 1 diverged, 2 could not decide or could not read it."
+)
+@click.argument("saved", metavar="REPORT.json", type=click.Path(path_type=Path))
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the report as one HTML page that needs no network.",
+)
+@output_options
+def command(saved: Path, html_file: Path | None, verbose: bool, quiet: bool) -> int:
+    """Show the report that `align check`, `align explain` or `align compare` wrote with --json. No model is run.
+
+    Charts of single tensors are in the page where the report was made with --details or --html.
+    """
+    if html_file is not None:
+        refuse_unwritable(html_file)
+    return finish(read_report(saved), None, verbose, quiet, html_file)
