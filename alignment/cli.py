@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from alignment.errors import AlignmentError
+from alignment.views.github import error, on_github
 from checkpoints.errors import CheckpointError
 from fake_data.errors import DataError
 
@@ -20,11 +21,13 @@ COMMANDS = {
     "explain": "explain",
     "capture": "capture",
     "compare": "compare",
+    "baseline": "baseline",
     "map": "map",
     "sweep": "sweep",
     "convert": "convert",
     "diff": "diff",
     "fake-data": "fake_data",
+    "doctor": "doctor",
 }
 
 EXIT_COULD_NOT_RUN = 2
@@ -87,4 +90,6 @@ def run(arguments: Sequence[str] | None = None, prog_name: str = "align") -> int
 def _fail(message: str) -> int:
     Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/] ", end="")
     click.echo(message, err=True)
+    if on_github():
+        click.echo(error(message, title="align could not run"))
     return EXIT_COULD_NOT_RUN

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from alignment.apart import compare_captures
 from alignment.capture_file import SUFFIX
+from alignment.commands._gate import baseline_option, open_gate
 from alignment.commands._options import finish, output_options, refuse_unwritable
 from alignment.errors import AlignmentError
 from alignment.foreign import compare_dumps
@@ -49,6 +51,7 @@ from alignment.views.progress import progress
     metavar="FILE",
     help="Write the report as JSON.",
 )
+@baseline_option
 @output_options
 def command(
     reference: Path,
@@ -60,14 +63,15 @@ def command(
     json_file: Path | None,
     verbose: bool,
     quiet: bool,
+    **gated: Any,
 ) -> int:
     """Compare what two sides did, the reference's first; no framework is needed.
 
     Two captures of `align capture` (.safetensors) give the report of `align check`. Two .npy files of the reprod_log package, or
     two dump folders of PaDiff, hold float32 alone: they can show that the two differ, and, given a --tolerance, that they do not.
     """
-    if json_file is not None:
-        refuse_unwritable(json_file)
+    refuse_unwritable(json_file, gated["junit_file"])
+    gate = open_gate(**gated)
     captures = [path.suffix == SUFFIX for path in (reference, candidate)]
     if all(captures):
         if tolerance is not None:
@@ -90,4 +94,4 @@ def command(
         for name in (name for name, said in (("step", steps), ("mapping", mapping), ("strict", strict)) if said):
             raise AlignmentError(f"--{name} goes with captures: a dump has the tensors it has")
         report = compare_dumps(reference, candidate, tolerance)
-    return finish(report, json_file, verbose, quiet)
+    return finish(report, json_file, verbose, quiet, gate)

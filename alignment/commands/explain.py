@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from alignment.capture import save_traces
 from alignment.capture_file import SUFFIX
 from alignment.check import merge_reports, run_check
+from alignment.commands._gate import open_gate
 from alignment.commands._options import (
     finish,
     make_options,
@@ -61,6 +62,9 @@ def command(
     json_file: Path | None,
     repro: Path | None,
     traces: Path | None,
+    waivers_file: Path | None,
+    junit_file: Path | None,
+    github: bool | None,
     verbose: bool,
     quiet: bool,
     **given: Any,
@@ -71,14 +75,14 @@ def command(
     that diverged, with the options they were checked with. Two captures, the reference's first, are explained
     without the models: those that --traces wrote, or of `align capture`.
     """
-    if json_file is not None:
-        refuse_unwritable(json_file)
+    refuse_unwritable(json_file, junit_file)
+    gate = open_gate(waivers_file, junit_file, github)
     if is_trace(twin) or candidate is not None:
         refuse_options(click.get_current_context())
         report = explain_pair(twin or "", candidate)
     else:
         report = explain_twins(twin or DEFAULT_TWIN, repro, traces, given)
-    return finish(report, json_file, verbose, quiet)
+    return finish(report, json_file, verbose, quiet, gate)
 
 
 def is_trace(name: str | None) -> bool:
@@ -88,7 +92,7 @@ def is_trace(name: str | None) -> bool:
 
 def refuse_options(context: click.Context) -> None:
     """What says how to run a model means nothing where none is run."""
-    fine = {"twin", "candidate", "json_file", "verbose", "quiet"}
+    fine = {"twin", "candidate", "json_file", "waivers_file", "junit_file", "github", "verbose", "quiet"}
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name not in fine and source is ParameterSource.COMMANDLINE:

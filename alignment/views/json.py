@@ -28,6 +28,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "verdict": report.verdict,
         "versions": dict(report.versions),
+        "problems": list(report.problems),
         "twins": [_twin(twin) for twin in report.twins],
     }
 
@@ -85,12 +86,15 @@ def _tensor(tensor: TensorResult) -> dict[str, Any]:
         "batch": tensor.batch,
         "comparisons": tensor.comparisons,
         "diverging": list(tensor.diverging),
+        "site": tensor.site,
+        "waived": tensor.waived,
     }
 
 
 def from_dict(report: Mapping[str, Any]) -> Report:
     """The report that `to_dict` wrote; figures that JSON has no word for stay None, but an undefined strain is infinite."""
-    return Report(tuple(_read_twin(twin) for twin in report["twins"]), dict(report["versions"]))
+    twins = tuple(_read_twin(twin) for twin in report["twins"])
+    return Report(twins, dict(report["versions"]), tuple(report.get("problems", ())))
 
 
 def _read_twin(twin: Mapping[str, Any]) -> TwinResult:
