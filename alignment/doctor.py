@@ -1,4 +1,4 @@
-"""The doctor: what of this machine, the frameworks and their settings would make a check fail, slow, or say less than it seems to.
+"""The doctor: what of this machine, the frameworks and their settings would make a check fail, slow, or say less than it seems.
 
 `examine` looks at everything, each framework in a process of its own, because one that can't even be imported may take the
 process with it. `brief` looks at the frameworks of a check where it runs, after the user's own code was imported: settings
@@ -13,6 +13,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,9 +22,8 @@ import orjson
 
 from alignment.conditions import Condition, Severity, expect
 from alignment.errors import FrameworkMissingError
-from alignment.frameworks import FRAMEWORKS, get_framework, reserve_threads
+from alignment.frameworks import FRAMEWORKS, Framework, get_framework, reserve_threads
 from alignment.isolation import run_isolated
-from alignment.twins import Twin
 from alignment.views.github import without_github
 
 SCHEMA_VERSION = 1
@@ -48,9 +48,11 @@ FOR_NUMPY_2 = {"torch": (2, 3), "paddle": (3, 0)}
 def examine(frameworks: Sequence[str] = tuple(FRAMEWORKS)) -> tuple[Condition, ...]:
     """Every condition of a check with these frameworks."""
     found = list(machine())
-    for name in frameworks:
-        found += _framework(name)
-    return tuple([*found, *combinations(found)])
+    reserve_threads()
+    with ThreadPoolExecutor() as pool:
+        for conditions in pool.map(_framework, frameworks):
+            found += conditions
+    return (*found, *combinations(found))
 
 
 def machine() -> Iterable[Condition]:
@@ -158,14 +160,12 @@ def combinations(found: Sequence[Condition]) -> Iterable[Condition]:
         )
 
 
-def brief(twin: Twin) -> tuple[str, ...]:
-    """A line for each condition of this process that a check of `twin` should not go without; most often none."""
-    found = [flushing()]
-    for name in dict.fromkeys((twin.reference.framework, twin.candidate.framework)):
-        found += get_framework(name).conditions()
+def brief(*frameworks: Framework) -> tuple[str, ...]:
+    """A line for each condition of this process that a check should not go without; most often none."""
+    found = [flushing(), *(one for framework in frameworks for one in framework.conditions())]
     return tuple(
         f"{one.subject}: {one.name} is {one.value}: {one.why}; {one.remedy} (`align doctor` says more)"
-        for one in found
+        for one in dict.fromkeys(found)
         if ORDER.index(one.severity) >= ORDER.index("warning")
     )
 
@@ -201,7 +201,6 @@ def conditions_here(name: str) -> tuple[Condition, ...]:
 
 def _framework(name: str) -> tuple[Condition, ...]:
     """The same, found out by a process of its own."""
-    reserve_threads()
     done = run_isolated([sys.executable, "-c", _CHILD, ROOT, name], TIMEOUT, env=without_github())
     last = next((line for line in reversed(done.last_output.splitlines()) if line.startswith(_MARK)), None)
     if last is not None:

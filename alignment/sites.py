@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from alignment.correspondence import path_of, rename
 from alignment.experiment import Experiment
@@ -12,6 +13,9 @@ from alignment.frameworks import load_target
 from alignment.localise import Root, Scene, is_criterion, row_of
 from alignment.report import StageResult, TensorResult
 from alignment.sources import class_site, making_site, short_site
+
+# A model that is one layer is called by this package, which is no place to look at.
+OURS = str(Path(__file__).parent)
 
 
 def sites_of(
@@ -27,7 +31,7 @@ def sites_of(
     path = experiment.paths[owner]
     if root is not None and scene is not None and root.kind in ("input", "activation", "input gradient"):
         call = scene.forced_run.sites.get(root.name.partition("[")[0])
-        if call:
+        if call and not call.startswith(OURS):
             yield f"{short_site(call)} (calls {rename(path_of(root.name), experiment.paths)})"
     framework, model = experiment.candidate, experiment.candidate_model
     if model is None:

@@ -42,7 +42,7 @@ def write(
     kept = Baseline.read(baseline_file) if baseline_file.exists() else Baseline()
     report = gate.judge(check.make_report(**asked))
     if report.verdict == "aligned":
-        Baseline({**kept.twins, **baseline_of(report).twins}).write(baseline_file)
+        replace(kept, twins={**kept.twins, **baseline_of(report).twins}).write(baseline_file)
         click.echo(f"written: {baseline_file}", err=True)
     else:
         click.echo(f"not written: {baseline_file}; only a port that is aligned has a baseline", err=True)

@@ -80,7 +80,7 @@ def conditions() -> tuple[Condition, ...]:
         Condition(name, "device", str(tried(torch.get_default_device))),
         Condition(name, "threads", str(torch.get_num_threads())),
         Condition(name, "vector instructions", str(tried(torch.backends.cpu.get_cpu_capability))),
-        Condition(name, "BLAS", "MKL" if torch.backends.mkl.is_available() else "another than MKL"),
+        Condition(name, "BLAS", "MKL" if tried(torch.backends.mkl.is_available) else "another than MKL"),
         Condition(name, "deterministic algorithms", str(torch.are_deterministic_algorithms_enabled())),
         expect(
             name,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from alignment.report import Report, TensorResult, TwinResult
-from alignment.views.words import figures, named, unmet, where
+from alignment.views.words import figures, named, telling, unmet, where
 
 # GitHub shows this many errors of a step.
 MOST_ANNOTATIONS = 10
@@ -32,7 +32,7 @@ def without_github() -> dict[str, str]:
 
 def tell_github(report: Report) -> None:
     """Print the annotations, and append the summary to the file that GitHub names, if it does."""
-    for line in annotations(report):
+    for line in notices(report):
         print(line, flush=True)
     file = os.environ.get("GITHUB_STEP_SUMMARY")
     if file:
@@ -40,13 +40,12 @@ def tell_github(report: Report) -> None:
             summary_file.write(summary(report))
 
 
-def annotations(report: Report) -> Iterable[str]:
-    """An ``::error`` for each root (each tensor, where there is no root), at its line of source where that is known."""
+def notices(report: Report) -> Iterable[str]:
+    """An ``::error`` for each tensor whose divergence starts by itself, at its line of source where that is known."""
     lines = [error(problem, title="waivers") for problem in report.problems]
     for twin in report.twins:
-        found = unmet(twin)
-        roots = [tensor for tensor in found if tensor.root] or found
-        lines += [_annotation(twin, tensor) for tensor in roots]
+        found = telling(twin)
+        lines += [_annotation(twin, tensor) for tensor in found]
         if twin.verdict != "aligned" and not found:
             said = " ".join(twin.notes) or "nothing was compared"
             lines.append(error(said, title=f"{twin.twin}: {twin.verdict}"))

@@ -47,6 +47,12 @@ def unmet(twin: TwinResult) -> list[TensorResult]:
     return sorted(found, key=lambda tensor: (not tensor.root, tensor.verdict != "diverged"))
 
 
+def telling(twin: TwinResult) -> list[TensorResult]:
+    """Of these, what does not merely depend on others: all of them, where nothing is known to start by itself."""
+    found = unmet(twin)
+    return [t for t in found if t.root or t.verdict == "inconclusive" or t.decided_by == "baseline"] or found
+
+
 def message(report: Report) -> str:
     """What to tell of a report that is not aligned: the roots first, with figures and lines of source."""
     return "\n".join(line for twin in report.twins if twin.verdict != "aligned" for line in _twin(twin)) + "".join(
@@ -56,14 +62,14 @@ def message(report: Report) -> str:
 
 def _twin(twin: TwinResult) -> Iterable[str]:
     yield f"{twin.twin}: {twin.verdict}"
-    found = unmet(twin)
-    for tensor in found[:SHOWN]:
+    shown, total = telling(twin)[:SHOWN], len(unmet(twin))
+    for tensor in shown:
         first, *rest = described(tensor).splitlines()
         yield f"  {'root' if tensor.root else tensor.verdict}: {first}"
         yield from (f"    {line}" for line in rest)
-    if len(found) > SHOWN:
-        yield f"  and {len(found) - SHOWN} more"
+    if total > len(shown):
+        yield f"  and {total - len(shown)} more" + (", which depend on the roots" if any(t.root for t in shown) else "")
     yield "  " + ", ".join(f"step {stage.step} {stage.name} {stage.verdict}" for stage in twin.stages)
-    if twin.settings or twin.batches:
+    if twin.batches:
         yield f"  seed {twin.seed}; weights {', '.join(twin.weights)}; batches {', '.join(twin.batches)}"
     yield from (f"  note: {note}" for note in twin.notes)
