@@ -178,7 +178,7 @@ class TestPort:
 BASELINE = """
 @pytest.mark.parametrize("seed", [0, 1])
 def test_port(parity, seed):
-    parity(reference=Reference(), candidate=Right(), inputs=images, steps=[3, 5], seed=seed, baseline=True)
+    parity(reference=Reference(), candidate=Right(), inputs=images, steps=[3], seed=seed, baseline=True)
 """
 
 
@@ -195,28 +195,25 @@ def test_a_missing_baseline_fails_until_it_is_written_on_purpose(pytester) -> No
 
 def test_a_loss_of_precision_fails_though_it_is_aligned(pytester) -> None:
     body = BASELINE.replace("Right()", "Rounded()") + ROUNDED
-    run(pytester, body.format(steps=0), "--parity-update").assert_outcomes(passed=2)
-    result = run(pytester, body.format(steps=6), "-k", "0")
+    run(pytester, body.format(shift=0), "--parity-update").assert_outcomes(passed=2)
+    result = run(pytester, body.format(shift=12), "-k", "0")
     result.assert_outcomes(failed=1, deselected=1)
     result.stdout.fnmatch_lines(
         [
             "E       Failed: Reference: diverged",
-            "E         diverged: activation down *",
+            "E         diverged: output output *",
             "E           less precise than it was: float32 error * times the reference's, in the baseline * times; allowed *",
         ]
     )
-    run(pytester, body.format(steps=6), "-k", "0", "--parity-update").assert_outcomes(passed=1, deselected=1)
+    run(pytester, body.format(shift=12), "-k", "0", "--parity-update").assert_outcomes(passed=1, deselected=1)
 
 
-# In float64 the same function; in float32 each round trip costs two roundings, which leaves it aligned all the same.
+# In float64 the same function; in float32 the lower digits go, and what is left is aligned all the same.
 ROUNDED = """
 
 class Rounded(Right):
     def forward(self, x):
-        out = super().forward(x)
-        for _ in range({steps}):
-            out = (out + 1) - 1
-        return out
+        return (super().forward(x) + {shift}) - {shift}
 """
 
 
