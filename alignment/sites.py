@@ -52,15 +52,16 @@ def sites_of(
 def with_sites(
     stages: tuple[StageResult, ...], scenes: Sequence[Scene], experiment: Experiment
 ) -> tuple[StageResult, ...]:
-    """The stages, each root with its first line of source; what builds the model where nothing nearer is known."""
+    """The stages, each root with a line of source; that of what builds the model where nothing nearer is known."""
     found = {row_of(root): (root, scene) for scene in reversed(scenes) for root in scene.roots}
 
     def sited(row: TensorResult) -> TensorResult:
         if not row.root:
             return row
-        lines = sites_of(row, experiment, *found.get((row.record, row.name), (None, None)))
-        site = next((re.sub(r"(:\d+) \(.*", r"\1", line) for line in lines), None)
-        return replace(row, site=site or _whole(experiment))
+        lines = list(sites_of(row, experiment, *found.get((row.record, row.name), (None, None))))
+        # Of what a module computes the line that makes it tells more than the one that calls it.
+        line = (lines[-1] if row.record == "activation" else lines[0]) if lines else None
+        return replace(row, site=re.sub(r"(:\d+) \(.*", r"\1", line) if line else _whole(experiment))
 
     return tuple(replace(stage, tensors=tuple(sited(row) for row in stage.tensors)) for stage in stages)
 

@@ -136,10 +136,10 @@ def _print_stage(stage: StageResult, console: Console, verbose: bool, shown: int
             _print(console, 6, f"… and {len(bad) - shown} more; --verbose or --json shows all", "dim")
     else:
         _print_closest(stage, console)
-    if waived and not verbose:
-        _print_tensors(waived[:shown], console)
-        if len(waived) > shown:
-            _print(console, 6, f"… and {len(waived) - shown} more; --verbose or --json shows all", "dim")
+    for said in dict.fromkeys(tensor.waived for tensor in waived):
+        names = [tensor.name for tensor in waived if tensor.waived == said]
+        more = f" and {len(names) - FOLLOWING} more" if len(names) > FOLLOWING else ""
+        _print(console, 6, f"waived: {', '.join(names[:FOLLOWING])}{more}: {said}", "yellow")
 
 
 def _print_closest(stage: StageResult, console: Console) -> None:

@@ -92,7 +92,10 @@ def test_a_tensor_that_is_not_compared_any_more_fails_and_a_new_one_is_told() ->
 
 def test_a_missing_twin_and_other_conditions_fail() -> None:
     result = apply_baseline(report(tensor()), Baseline())
-    assert (result.verdict, result.problems) == ("inconclusive", ("bag is not in the baseline: `align baseline` adds it",))
+    assert (result.verdict, result.problems) == (
+        "inconclusive",
+        ("bag is not in the baseline: `align baseline` adds it",),
+    )
     result = held(report(tensor()), settings={"dim": 16}, options={"batch_size": 4})
     assert result.verdict == "inconclusive"
     assert "was made with batch_size 4 (now 3); settings.dim 16 (now 8)" in result.problems[0]
@@ -131,7 +134,7 @@ GOOD = "version = 1\n[twins.bag.forward.activation]\n"
         ("factor = 0.5\n" + GOOD, "factor must be a number from 1 on, not 0.5"),
         ("factor = true\n" + GOOD, "factor must be a number from 1 on, not True"),
         ("version = 1\n", "[twins] must be a table"),
-        ('version = 1\n[twins.bag.conditions]\ndim = 3', "every value must be a text"),
+        ("version = 1\n[twins.bag.conditions]\ndim = 3", "every value must be a text"),
     ],
 )
 def test_a_damaged_file_is_told(tmp_path, text, said) -> None:
@@ -181,7 +184,9 @@ def test_the_command_writes_a_file_that_the_check_reads(tmp_path, monkeypatch, c
     assert (tmp_path / "b.toml").read_bytes() == before
 
 
-def test_the_file_and_its_options_may_stand_in_the_configuration(tmp_path, monkeypatch, capsys, small_arguments) -> None:
+def test_the_file_and_its_options_may_stand_in_the_configuration(
+    tmp_path, monkeypatch, capsys, small_arguments
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "alignment.toml").write_text('baseline = "b.toml"\nstep = [1]\nquiet = true\n')
     arguments = small_arguments("fastformer-text-classifier")

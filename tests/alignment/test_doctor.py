@@ -49,7 +49,9 @@ def test_a_machine_that_is_fine_has_no_warning(tmp_path, capsys, monkeypatch) ->
 
 
 def test_a_missing_framework_is_a_finding(monkeypatch, capsys) -> None:
-    monkeypatch.setitem(doctor.FRAMEWORKS, "paddle", ("alignment.frameworks.paddle", "no_such_package", "pip install it"))
+    monkeypatch.setitem(
+        doctor.FRAMEWORKS, "paddle", ("alignment.frameworks.paddle", "no_such_package", "pip install it")
+    )
     (one,) = doctor.conditions_here("paddle")
     assert (one.value, one.severity, one.remedy) == ("not installed", "error", "pip install it")
 

@@ -66,7 +66,9 @@ def test_every_tensor_is_a_case_with_its_outcome() -> None:
         to_junit(
             report(
                 tensor("a", "aligned"),
-                tensor("b", "diverged", "far off", root=True, seen=0.5, allowed=1e-12, worst_index=(1, 2), site="port.py:7"),
+                tensor(
+                    "b", "diverged", "far off", root=True, seen=0.5, allowed=1e-12, worst_index=(1, 2), site="port.py:7"
+                ),
                 tensor("c", "inconclusive", "NaN on both sides"),
                 tensor("d", "diverged", waived="known (me, until 2999-01-01)"),
             )
@@ -107,10 +109,10 @@ def test_a_crash_is_told_with_what_it_said() -> None:
 
 
 def test_any_text_is_written_so_that_it_can_be_read() -> None:
-    nasty = 'a\x00\x1b[31m\x07 "<&>\'\ud800\ufffe]]>\U0001f600\n\té'
+    nasty = "a\x00\x1b[31m\x07 \"<&>'\ud800\ufffe]]>\U0001f600\n\té"
     root = validated(to_junit(report(tensor(nasty, "diverged", nasty), notes=(nasty,), data=nasty)))
     (failure,) = root.iter("failure")
-    clean = 'a\\x00\\x1b[31m\\x07 "<&>\'\\ud800\\ufffe]]>\U0001f600\n\té'
+    clean = "a\\x00\\x1b[31m\\x07 \"<&>'\\ud800\\ufffe]]>\U0001f600\n\té"
     assert failure.get("message") == clean
     assert clean in failure.text
     assert next(root.iter("testcase")).get("name") == f"activation {clean}"

@@ -30,7 +30,9 @@ def report(*tensors: TensorResult, stage: tuple[int, str] = (5, "backward"), nam
 
 
 def waiver(name: str = "fc.bias", expires: datetime.date = TODAY, **fields) -> Waiver:
-    return Waiver(**({"name": name, "reason": "known", "owner": "me", "expires": expires, "stage": "backward"} | fields))
+    return Waiver(
+        **({"name": name, "reason": "known", "owner": "me", "expires": expires, "stage": "backward"} | fields)
+    )
 
 
 FINE = tensor("other", "aligned")
@@ -95,7 +97,9 @@ def test_one_that_is_over_fails_even_where_nothing_diverges() -> None:
 def test_one_that_nothing_needs_fails() -> None:
     result = applied(report(tensor("fc.bias", "aligned"), FINE), waiver())
     assert result.verdict == "inconclusive"
-    assert result.problems == ("the waiver of stage=backward name=fc.bias (known; me) waives nothing any more: take it out",)
+    assert result.problems == (
+        "the waiver of stage=backward name=fc.bias (known; me) waives nothing any more: take it out",
+    )
 
 
 @pytest.mark.parametrize("fields", [{"stage": "forward"}, {"stage": "*"}, {"twin": "another"}])
@@ -168,13 +172,22 @@ def test_every_view_shows_what_is_waived() -> None:
 def test_the_command_line_lets_a_waived_divergence_pass(tmp_path, monkeypatch, capsys, small_arguments) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
-    arguments = ["check", *small_arguments("fast-transformer-classifier"), "--step", "5", "--inject", "stale-bias-gradient"]
-    (tmp_path / "w.toml").write_text(ENTRY.replace("fc.bias", "dense_linear.bias").replace("2027", "9999") + 'stage = "backward"\n')
+    arguments = [
+        "check",
+        *small_arguments("fast-transformer-classifier"),
+        "--step",
+        "5",
+        "--inject",
+        "stale-bias-gradient",
+    ]
+    (tmp_path / "w.toml").write_text(
+        ENTRY.replace("fc.bias", "dense_linear.bias").replace("2027", "9999") + 'stage = "backward"\n'
+    )
     assert run([*arguments, "--quiet"]) == 1
     assert run([*arguments, "--waivers", "w.toml", "--json", "r.json"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "waived dense_linear.bias" in out
-    assert "waived: known (me, until 9999-03-31)" in out
+    assert "1 waived" in out
+    assert "waived: dense_linear.bias: known (me, until 9999-03-31)" in out
     assert json.loads((tmp_path / "r.json").read_text())["verdict"] == "aligned"
     assert run([*arguments[:-2], "--quiet", "--waivers", "w.toml"]) == 2
     assert run(["explain", *arguments[1:-4], *arguments[-2:], "--quiet", "--waivers", "w.toml"]) == 0

@@ -185,7 +185,9 @@ def test_port(parity, seed):
 def test_a_missing_baseline_fails_until_it_is_written_on_purpose(pytester) -> None:
     result = run(pytester, BASELINE)
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*test_port-test_port_0.toml: there is no such baseline; pytest --parity-update writes it*"])
+    result.stdout.fnmatch_lines(
+        ["*test_port-test_port_0.toml: there is no such baseline; pytest --parity-update writes it*"]
+    )
     assert not list(pytester.path.rglob("*.toml"))
     run(pytester, BASELINE, "--parity-update").assert_outcomes(passed=2)
     files = sorted(file.name for file in (pytester.path / "baselines").iterdir())
@@ -237,7 +239,9 @@ def test_port(parity):
     parity(reference=Reference(), candidate=Wrong(), inputs=images, steps=[3], waivers="waivers.toml")
 """
     entry = '[[waiver]]\nname = "{}"\nstage = "forward"\nreason = "tanh"\nowner = "me"\nexpires = 2999-01-01\n'
-    pytester.path.joinpath("waivers.toml").write_text("".join(entry.format(name) for name in ("act", "down", "output", "(root)")))
+    pytester.path.joinpath("waivers.toml").write_text(
+        "".join(entry.format(name) for name in ("act", "down", "output", "(root)"))
+    )
     result = run(pytester, body)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*waiver of stage=forward name=(root)*waives nothing any more*"])
