@@ -100,7 +100,7 @@ def _with_inputs(step: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]
         name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda m: inputs[m[1]], value)
         for name, value in step.get("env", {}).items()
     }
-    folder = {"working-directory": inputs["working-directory"]} if "working-directory" in step else {}
+    folder = {"working-directory": inputs["folder"]} if "working-directory" in step else {}
     return {**step, "env": filled, **folder}
 
 
