@@ -184,13 +184,13 @@ def _held_stage(stage: StageResult, held: Mapping[str, Mapping[str, Precision]],
     rows += [
         TensorResult(record, name, None, None, "inconclusive", reason, decided_by="baseline") for record, name in gone
     ]
-    new = [t.name for t in stage.tensors if _figures(t) is not None and _name(t) not in held.get(t.record, {})]
+    new = [t.name for t in stage.tensors if figures_of(t) is not None and _name(t) not in held.get(t.record, {})]
     notes = (f"not in the baseline: {', '.join(new)}; `align baseline` adds them",) if new else ()
     return replace(stage, tensors=tuple(rows), notes=(*stage.notes, *notes))
 
 
 def _held_tensor(tensor: TensorResult, was: Precision | None, factor: float) -> TensorResult:
-    now = _figures(tensor)
+    now = figures_of(tensor)
     if was is None or now is None:
         return tensor
     ratio = now.error_ratio or 0.0
@@ -229,13 +229,13 @@ def _twin_baseline(twin: TwinResult, report: Report) -> TwinBaseline:
     stages: dict[str, dict[str, dict[str, Precision]]] = {}
     for stage in twin.stages:
         for tensor in stage.tensors:
-            figures = _figures(tensor)
+            figures = figures_of(tensor)
             if figures is not None:
                 stages.setdefault(stage.name, {}).setdefault(tensor.record, {})[_name(tensor)] = figures
     return TwinBaseline(_conditions(twin), dict(report.versions), stages)
 
 
-def _figures(tensor: TensorResult) -> Precision | None:
+def figures_of(tensor: TensorResult) -> Precision | None:
     """What is written of a tensor; None of one that has no rounding, or is not aligned."""
     unfit = tensor.verdict != "aligned" or tensor.record in EXACT
     if unfit or tensor.rel_l2 is None or not math.isfinite(tensor.rel_l2):
