@@ -23,8 +23,9 @@ from typing import Any
 from alignment.compare import Tolerance
 from alignment.errors import AlignmentError
 from alignment.mapping import quoted
-from alignment.report import NOTHING, Report, StageResult, TensorResult, TwinResult
+from alignment.report import Report, StageResult, TensorResult, TwinResult
 from alignment.stages import STAGES
+from alignment.waivers import UNRUN
 from checkpoints import write_aside
 
 if sys.version_info >= (3, 11):
@@ -175,7 +176,7 @@ def _held(twin: TwinResult, held: TwinBaseline, report: Report, factor: float) -
 
 
 def _held_stage(stage: StageResult, held: Mapping[str, Mapping[str, Precision]], factor: float) -> StageResult:
-    if any(tensor.name == NOTHING for tensor in stage.tensors):
+    if any(tensor.name in UNRUN for tensor in stage.tensors):
         return stage
     rows = [_held_tensor(t, held.get(t.record, {}).get(_name(t)), factor) for t in stage.tensors]
     present = {(tensor.record, _name(tensor)) for tensor in stage.tensors}
@@ -247,7 +248,8 @@ def figures_of(tensor: TensorResult) -> Precision | None:
 
 def _conditions(twin: TwinResult) -> dict[str, str]:
     """What figures rest on, as texts. The seed and the threads are not among them: precision goes by neither."""
-    options = {name: twin.options.get(name) for name in ("batch_size", "length", "strict", "mapping")}
+    names = ("batch_size", "length", "strict", "dropout", "precision", "reference_device", "candidate_device")
+    options = {name: twin.options.get(name) for name in names}
     return {
         "data": twin.data,
         "batches": ", ".join(twin.batches),

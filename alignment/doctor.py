@@ -155,9 +155,7 @@ def combinations(found: Sequence[Condition]) -> Iterable[Condition]:
     if len({"gpu" if device in ("cuda", "gpu") else device for device in devices.values()}) > 1:
         said = ", ".join(f"{name} on {device}" for name, device in devices.items())
         why = "the two sides are computed by different hardware: precision is compared across it, too"
-        yield Condition(
-            "machine", "devices", said, "warning", why, 'torch.set_default_device or paddle.set_device("cpu")'
-        )
+        yield Condition("machine", "devices", said, "warning", why, "align check --device cpu, where that is not meant")
 
 
 def brief(*frameworks: Framework) -> tuple[str, ...]:

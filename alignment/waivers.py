@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import AlignmentError
+from alignment.experiment import PRECISIONS
 from alignment.report import NOTHING, Report, StageResult, TensorResult, TwinResult
 from alignment.stages import STAGES
 
@@ -33,6 +34,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+# Rows of what could not run: a stage, or its further run in another dtype.
+UNRUN = frozenset((NOTHING, *(f"({dtype})" for dtype in PRECISIONS)))
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Waiver:
             self.names(twin)
             and fnmatchcase(stage.name, self.stage)
             and fnmatchcase(tensor.record, self.record)
-            and NOTHING not in names
+            and not UNRUN.intersection(names)
             and any(name == self.name or fnmatchcase(name, self.name) for name in names)
         )
 
@@ -68,7 +72,7 @@ class Waiver:
 
     def concerns(self, twin: TwinResult) -> bool:
         """Did every stage run whose tensors could be meant? A waiver for what was not asked is not judged."""
-        ran = {stage.name for stage in twin.stages if any(tensor.name != NOTHING for tensor in stage.tensors)}
+        ran = {stage.name for stage in twin.stages if any(tensor.name not in UNRUN for tensor in stage.tensors)}
         meant = {stage.name for stage in STAGES if fnmatchcase(stage.name, self.stage)}
         return self.names(twin) and meant <= ran
 

@@ -116,6 +116,8 @@ def test_something_must_be_left_to_compare() -> None:
 def test_what_could_not_run_is_never_waived() -> None:
     crashed = report(tensor(NOTHING, "inconclusive", record="module"), FINE)
     assert applied(crashed, waiver("*")).verdict == "inconclusive"
+    low = report(tensor("(bfloat16)", "inconclusive", record="output"), FINE)
+    assert applied(low, waiver("*")).verdict == "inconclusive"
     nothing = Report((replace(report().twins[0], stages=()),))
     assert applied(nothing, waiver("*")).verdict == "inconclusive"
 

@@ -155,11 +155,11 @@ def test_sizes_dtypes_and_seeds_by_parametrize_and_marker(pytester) -> None:
 @pytest.mark.parametrize("seed", [0, 7])
 class TestPort:
     def test_port(self, parity, dtype, rows, seed):
-        reference, candidate = Reference().to(getattr(torch, dtype)), Right().to(dtype=dtype)
-        report = parity(reference=reference, candidate=candidate, inputs=images[:rows], seed=seed)
+        given = {"inputs": images[:rows], "seed": seed, "precision": dtype}
+        report = parity(reference=Reference(), candidate=Right(), **given)
         (twin,) = report.twins
         assert (twin.seed, twin.options["batch_size"], [stage.step for stage in twin.stages]) == (seed, 2, [3])
-        assert any("bfloat16 weights" in note for note in twin.notes) == (dtype == "bfloat16")
+        assert any(tensor.dtype == "bfloat16" for tensor in twin.stages[0].tensors) == (dtype == "bfloat16")
 
     @pytest.mark.parity(steps=[1, 3])
     def test_the_nearest_mark_has_the_last_word(self, parity, dtype, rows, seed):
