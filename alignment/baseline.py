@@ -22,6 +22,7 @@ from typing import Any
 
 from alignment.compare import Tolerance
 from alignment.errors import AlignmentError
+from alignment.experiment import Options
 from alignment.mapping import quoted
 from alignment.report import Report, StageResult, TensorResult, TwinResult
 from alignment.stages import STAGES
@@ -254,7 +255,7 @@ def _conditions(twin: TwinResult) -> dict[str, str]:
         "data": twin.data,
         "batches": ", ".join(twin.batches),
         "weights": ", ".join(twin.weights),
-        **{name: str(value) for name, value in options.items() if value},
+        **{name: str(value) for name, value in options.items() if value and value != Options.precision},
         **{f"settings.{name}": str(value) for name, value in twin.settings.items()},
     }
 
