@@ -13,6 +13,7 @@ from alignment.baseline import Baseline, apply_baseline, baseline_of
 from alignment.check import check
 from alignment.errors import AlignmentError
 from alignment.experiment import Options
+from alignment.faults import Fault
 from alignment.report import Report
 from alignment.views.words import message
 from alignment.waivers import apply_waivers, read_waivers
@@ -23,6 +24,8 @@ OPTIONS = frozenset(option.name for option in fields(Options))
 MODELS = frozenset(("reference", "candidate", "inputs", "loss", "mode"))
 # Of a baseline's name: file systems take 255 bytes.
 LONGEST = 100
+# Options that may be a file, and the words that are none.
+FILES = {"mapping": (), "weights": ("init", "random"), "data": ("fake", "synthetic")}
 GATE = frozenset(("baseline", "waivers"))
 
 
@@ -47,12 +50,12 @@ def hold(given: Mapping[str, Any], folder: Path, default: Path, update: bool) ->
         known = ", ".join(sorted(OPTIONS | MODELS | GATE | {"twin"}))
         raise AlignmentError(f"parity does not take {', '.join(unknown)}; it takes: {known}")
     asked = {name: given[name] for name in given if name in OPTIONS}
-    if "steps" in asked:
-        asked["steps"] = tuple(asked["steps"])
-    if "faults" in asked:
-        asked["faults"] = tuple(asked["faults"])
-    if isinstance(asked.get("mapping"), (str, Path)):
-        asked["mapping"] = str(folder / asked["mapping"])
+    for name, single in (("steps", int), ("faults", (str, Fault))):
+        if name in asked:
+            asked[name] = (asked[name],) if isinstance(asked[name], single) else tuple(asked[name])
+    for name, words in FILES.items():
+        if isinstance(asked.get(name), (str, Path)) and asked[name] not in words:
+            asked[name] = str(folder / asked[name])
     models = {name: given[name] for name in given if name in MODELS}
     wanted = given.get("baseline")
     file = None if not wanted else default if wanted is True else folder / wanted
