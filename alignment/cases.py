@@ -25,6 +25,7 @@ from alignment.check import own_versions
 from alignment.isolation import Finished, run_isolated
 from alignment.report import EXIT_STATUS, Report, StageResult, TwinResult
 from alignment.stages import STAGES
+from alignment.views.github import without_github
 from alignment.views.json import from_dict
 
 DEFAULT_TIMEOUT = 600.0
@@ -112,9 +113,8 @@ def run_case(
     with tempfile.TemporaryDirectory(prefix="align-") as folder:
         file = Path(folder) / "report.json"
         arguments = ["check", "--quiet", f"--json={file}", *case.arguments()]
-        finished = run_isolated(
-            [sys.executable, "-c", _CHILD, ROOT, str(timeout or 0), *arguments], timeout, stop=stop, cwd=cwd
-        )
+        command = [sys.executable, "-c", _CHILD, ROOT, str(timeout or 0), *arguments]
+        finished = run_isolated(command, timeout, env=without_github(), cwd=cwd, stop=stop)
         written = file.read_bytes() if file.exists() else None
     finished = replace(finished, last_output=_without_our_own(finished.last_output))
     if finished.returncode not in EXIT_STATUS.values():

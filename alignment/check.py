@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from alignment.determinism import judge_randomness
+from alignment.doctor import brief
 from alignment.errors import AlignmentError
 from alignment.experiment import Experiment, Options, prepare, told_mapping
 from alignment.fullsize import FULL_SIZE, make_probe
@@ -20,6 +21,7 @@ from alignment.localise import Scene, localise
 from alignment.lowprecision import judge_precision
 from alignment.report import Report, StageResult, TwinResult
 from alignment.reprod import write_reprod_logs
+from alignment.sites import with_sites
 from alignment.stages import bounded, run_stages
 from alignment.trees import module_trees
 from alignment.twins import DEFAULT_TWIN, Twin, get_twin, twin_of
@@ -119,12 +121,17 @@ def run_check(
         if progress is not None:
             progress(done, total)
 
-    stages, scenes = localise(probe, run_stages(experiment, advance, probe))
+    said = brief(experiment.reference, experiment.candidate)
+    try:
+        stages, scenes = localise(probe, run_stages(experiment, advance, probe))
+    except AlignmentError as error:
+        raise AlignmentError("\n".join((str(error), *(f"note: {note}" for note in said)))) from error
     judged = judge_randomness(probe, stages, scenes)
-    stages, notes = judged.stages, (*probe.notes, *judged.notes)
+    stages, notes = judged.stages, (*probe.notes, *judged.notes, *said)
     if low and probe.layout is not None:
         stages = judge_precision(probe, stages)
         advance()
+    stages = with_sites(stages, scenes, probe)
     if reprod_log is not None and experiment.layout is None:
         notes = (*notes, "no reprod_log files: the candidate can't be given the reference's weights")
     elif reprod_log is not None:
@@ -187,7 +194,8 @@ def merge_reports(reports: Sequence[Report]) -> Report:
     versions: dict[str, str] = {}
     for report in reports:
         versions |= report.versions
-    return Report(tuple(twin for report in reports for twin in report.twins), versions)
+    problems = tuple(problem for report in reports for problem in report.problems)
+    return Report(tuple(twin for report in reports for twin in report.twins), versions, problems)
 
 
 def own_versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from alignment.errors import AlignmentError
+from alignment.views.github import error, on_github
 from checkpoints.errors import CheckpointError
 from fake_data.errors import DataError
 
@@ -21,11 +22,13 @@ COMMANDS = {
     "capture": "capture",
     "compare": "compare",
     "report": "report",
+    "baseline": "baseline",
     "map": "map",
     "sweep": "sweep",
     "convert": "convert",
     "diff": "diff",
     "fake-data": "fake_data",
+    "doctor": "doctor",
 }
 
 EXIT_COULD_NOT_RUN = 2
@@ -88,4 +91,6 @@ def run(arguments: Sequence[str] | None = None, prog_name: str = "align") -> int
 def _fail(message: str) -> int:
     Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/] ", end="")
     click.echo(message, err=True)
+    if on_github():
+        click.echo(error(message, title="align could not run"))
     return EXIT_COULD_NOT_RUN

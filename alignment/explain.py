@@ -14,14 +14,13 @@ from alignment.capture_file import read_detailed
 from alignment.causes import AnySuspect, Cause, Suspect, Trial, diagnose
 from alignment.check import Checked, asked_for, own_versions, run_check
 from alignment.compare import EPS32
-from alignment.correspondence import path_of, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import LEARNING_RATE, NOISE_RUNS, Experiment, Options
-from alignment.localise import Root, Scene, is_criterion, row_of
+from alignment.localise import Root, Scene, row_of
 from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
 from alignment.saved_pair import SavedPair, pair_stages, weight_suspects
 from alignment.sides import Law, attribute, laws
-from alignment.sources import class_site, making_site, short_site
+from alignment.sites import sites_of
 from alignment.stages import bounded
 from alignment.suspects import other_suspects
 from alignment.trees import module_trees
@@ -205,7 +204,7 @@ def _finding(group: list[_Case], experiment: Experiment, inherited: int) -> Find
         side,
         reason,
         tuple(law.describe() for law in case.laws),
-        tuple(dict.fromkeys(site for one in group for site in _sites(one, experiment))),
+        tuple(dict.fromkeys(site for one in group for site in sites_of(one.row, experiment, one.root, one.scene))),
     )
 
 
@@ -259,36 +258,6 @@ def _symptom(case: _Case, more: int, inherited: int) -> str:
     others = f", and {more} more of its kind" if more else ""
     rest = f"; {inherited} more tensors inherit from the roots" if inherited else ""
     return f"{case.step}: {case.label} differs{figure}{others}{seen}{rest}"
-
-
-def _sites(case: _Case, experiment: Experiment) -> Iterable[str]:
-    """Where in the candidate's source the diverging tensor is computed."""
-    owner = case.row.name.rpartition(".")[0] if case.root is None else case.root.owner
-    if (
-        owner not in experiment.paths
-        or case.row.record in ("module", "initializer", "metric")
-        or is_criterion(case.row)
-    ):
-        return
-    path = experiment.paths[owner]
-    if case.root is not None and case.scene is not None and case.root.kind in ("input", "activation", "input gradient"):
-        call = case.scene.forced_run.sites.get(case.root.name.partition("[")[0])
-        if call:
-            yield f"{short_site(call)} (calls {rename(path_of(case.root.name), experiment.paths)})"
-    framework, model = experiment.candidate, experiment.candidate_model
-    if model is None:
-        return  # a capture knows who called, and no source
-    cls = type(framework.module(model, path))
-    own = {m.path: m.own for m in framework.modules(model)}
-    if own.get(path, True):
-        site = class_site(cls)
-        if site:
-            yield f"{site} ({cls.__name__}.forward)"
-    elif path:
-        parent, _, local = path.rpartition(".")
-        site = making_site(type(framework.module(model, parent)), local)
-        if site:
-            yield f"{site} (makes {path}, a {cls.__name__})"
 
 
 # ------------------------------------------------------------------------------------------------------------- effect

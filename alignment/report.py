@@ -12,6 +12,8 @@ from alignment.details import Detail
 
 SCHEMA_VERSION = 1
 EXIT_STATUS = {"aligned": 0, "diverged": 1, "inconclusive": 2}
+# In place of a tensor's name where a stage could not compare any.
+NOTHING = "(all)"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class TensorResult:
     strain: seen over allowed; 1 is the limit.
     root: this divergence starts by itself: all that it depends on agrees, or was made to. Others are its consequences.
     detail: the differences of the comparison whose figures these are, where that was asked for and there are two tensors.
+    site: of a root: ``"file:line"`` in the candidate's source, where there is one.
+    waived: why it counts for nothing, whatever its verdict; None: it counts.
     """
 
     record: str
@@ -53,6 +57,8 @@ class TensorResult:
     diverging: tuple[str, ...] = ()
     root: bool = False
     detail: Detail | None = None
+    site: str | None = None
+    waived: str | None = None
 
     @property
     def name(self) -> str:
@@ -71,8 +77,8 @@ class StageResult:
 
     @property
     def verdict(self) -> Verdict:
-        """Aligned only if at least one tensor was compared and every one is aligned."""
-        return overall(tensor.verdict for tensor in self.tensors)
+        """Aligned only if at least one tensor was compared and every one is aligned, but for those that are waived."""
+        return overall(tensor.verdict for tensor in self.tensors if tensor.waived is None)
 
 
 @dataclass(frozen=True)
@@ -172,12 +178,18 @@ class TwinResult:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a check found. versions: of python, numpy, this package and each framework."""
+    """Everything a check found.
+
+    versions: of python, numpy, this package and each framework. problems: what keeps the report from being aligned besides
+    its twins: a waiver that is over, or that nothing needs.
+    """
 
     twins: tuple[TwinResult, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
-        """Aligned only if at least one twin was checked and every one is aligned."""
-        return overall(twin.verdict for twin in self.twins)
+        """Aligned only if at least one twin was checked, every one is aligned, and there are no problems besides."""
+        left: tuple[Verdict, ...] = ("inconclusive",) if self.problems else ()
+        return overall((*(twin.verdict for twin in self.twins), *left))

@@ -27,7 +27,7 @@ from alignment.frameworks import Framework
 from alignment.localise import FLOWS, FORWARD, Root, Scene, first_is_root, row_of
 from alignment.orders import arrange
 from alignment.recorded import Recorded, settle_recorded
-from alignment.report import StageResult, TensorResult
+from alignment.report import NOTHING, StageResult, TensorResult
 from alignment.stages import within
 from alignment.trace import Kind, Trace, widest
 from alignment.twins import Side, Twin
@@ -462,7 +462,7 @@ def pair_stages(pair: SavedPair, details: bool = False) -> tuple[tuple[StageResu
             side = next(side for side in SIDES if not has[side])
             reason = f"the {side}'s trace holds none of it: nothing was compared"
             stages.append(
-                StageResult(step, name, (TensorResult("module", "(all)", "(all)", None, "inconclusive", reason),))
+                StageResult(step, name, (TensorResult("module", NOTHING, NOTHING, None, "inconclusive", reason),))
             )
         else:
             rows = [

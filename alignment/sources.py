@@ -6,11 +6,13 @@ import ast
 import functools
 import inspect
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
-def class_site(cls: type) -> str | None:
-    """``"file:line"`` of a class, or of its forward where it has one; None where there is no source."""
+def class_site(cls: Callable[..., Any]) -> str | None:
+    """``"file:line"`` of a class, or of its forward where it has one, or of a function; None where there is no source."""
     for thing in (cls.__dict__.get("forward"), cls):
         try:
             if thing is not None:

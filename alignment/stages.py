@@ -25,7 +25,7 @@ from alignment.fullsize import FULL_SIZE, Shares, judge_full_size
 from alignment.initializers import FALSE_ALARM_RATE, compare_initializers
 from alignment.metrics import classification_metrics
 from alignment.orders import note
-from alignment.report import StageResult, TensorResult
+from alignment.report import NOTHING, StageResult, TensorResult
 from alignment.scope import Scope, listed, with_reason
 from alignment.trace import Kind, Record, Terms, Trace, widest
 from checkpoints import CheckpointError, Move, Slot, split, split_slots, undo
@@ -145,14 +145,14 @@ def _notes(tensors: tuple[TensorResult, ...]) -> tuple[str, ...]:
 
 
 def _not_run(reason: str) -> TensorResult:
-    return TensorResult("module", "(all)", "(all)", None, "inconclusive", reason or "nothing was compared")
+    return TensorResult("module", NOTHING, NOTHING, None, "inconclusive", reason or "nothing was compared")
 
 
 def no_weights(experiment: Experiment) -> TensorResult:
     return TensorResult(
         "module",
-        "(all)",
-        "(all)",
+        NOTHING,
+        NOTHING,
         None,
         "inconclusive",
         f"the candidate can't be given the reference's weights: {experiment.mismatch[0]}",

@@ -113,4 +113,4 @@ def _parent(path: str, places: dict[str, int]) -> int | None:
 
 
 def _worst(tensors: Iterable[TensorResult]) -> Verdict | None:
-    return max((tensor.verdict for tensor in tensors), key=SEVERITY.index, default=None)
+    return max((tensor.verdict for tensor in tensors if tensor.waived is None), key=SEVERITY.index, default=None)

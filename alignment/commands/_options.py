@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
+from alignment.commands._gate import Gate, gate_options
 from alignment.errors import AlignmentError
 from alignment.experiment import DROPOUT, PRECISIONS, Options
 from alignment.faults import FAULTS
@@ -137,10 +138,10 @@ def shared_options(command: Command) -> Command:
 
 
 def output_options(command: Command) -> Command:
-    """How much is printed."""
+    """What becomes of the report: the views for machines, and how much is printed."""
     for option in reversed(_OUTPUT):
         command = option(command)
-    return command
+    return gate_options(command)
 
 
 def view_options(command: Command) -> Command:
@@ -200,14 +201,20 @@ def prepare_folder(folder: Path) -> None:
     refuse_unwritable(folder / "any")
 
 
-def refuse_unwritable(path: Path) -> None:
+def refuse_unwritable(*paths: Path | None) -> None:
     """Before the work, not after it: a report that can't be written would be lost."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise AlignmentError(f"{path}: can't write there; name a file in a folder that exists and can be written to")
+    for path in paths:
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            raise AlignmentError(
+                f"{path}: can't write there; name a file in a folder that exists and can be written to"
+            )
 
 
-def finish(report: Report, json_file: Path | None, verbose: bool, quiet: bool, html_file: Path | None = None) -> int:
-    """Write and show a report as was asked for; returns the exit status."""
+def finish(
+    report: Report, json_file: Path | None, verbose: bool, quiet: bool, gate: Gate, html_file: Path | None = None
+) -> int:
+    """Let a report pass its gate, write and show it as was asked for; returns the exit status."""
+    report = gate.judge(report)
     if json_file is not None:
         with write_aside(json_file) as file:
             file.write(to_json(report))
@@ -218,6 +225,7 @@ def finish(report: Report, json_file: Path | None, verbose: bool, quiet: bool, h
             file.write(to_html(report))
     if not quiet:
         show_report(report, verbose)
+    gate.tell(report)
     return EXIT_STATUS[report.verdict]
 
 

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from alignment.apart import compare_captures
 from alignment.cases import DEFAULT_TIMEOUT, Case, check_isolated
 from alignment.check import Progress, check, merge_reports
+from alignment.commands._gate import baseline_option, open_gate
 from alignment.commands._options import (
     finish,
     make_options,
@@ -33,6 +34,7 @@ from alignment.isolation import run_isolated
 from alignment.mapping import ModelMapping
 from alignment.report import Report
 from alignment.twins import DEFAULT_TWIN, TWINS, get_twin
+from alignment.views.github import without_github
 from alignment.views.progress import progress
 
 # Seconds that either side may take with a Python of its own.
@@ -104,27 +106,47 @@ def _long_name(parameter: click.Parameter) -> str:
     help="How long a check may take with --isolate, or either side with a Python of its own, before it is killed  "
     f"[default: {DEFAULT_TIMEOUT:.0f}; {SIDE_TIMEOUT:.0f} for a side]",
 )
+@baseline_option
 @output_options
 def command(
-    twin: str | None,
-    every: bool,
     json_file: Path | None,
     html_file: Path | None,
     details: bool,
-    reprod_log: Path | None,
-    reference_python: str | None,
-    candidate_python: str | None,
-    isolate: bool,
-    timeout: float | None,
+    waivers_file: Path | None,
+    baseline_file: Path | None,
+    junit_file: Path | None,
+    github: bool | None,
     verbose: bool,
     quiet: bool,
-    **given: Any,
+    **asked: Any,
 ) -> int:
     """Check that both sides of TWIN compute the same thing.
 
     TWIN is a built-in name: fast-transformer-classifier (the default), fastformer-classifier, fast-transformer (--set
     absolute_pos_emb=false for rotary positions) or fastformer-text-classifier; or package.module:attribute, an
     alignment.Twin of your own.
+    """
+    refuse_unwritable(json_file, html_file, junit_file)
+    gate = open_gate(waivers_file, junit_file, github, baseline_file)
+    report = make_report(details=details or html_file is not None, **asked)
+    return finish(report, json_file, verbose, quiet, gate, html_file)
+
+
+def make_report(
+    twin: str | None,
+    every: bool,
+    reprod_log: Path | None,
+    reference_python: str | None,
+    candidate_python: str | None,
+    isolate: bool,
+    timeout: float | None,
+    details: bool = False,
+    **given: Any,
+) -> Report:
+    """Run what the command line asks for.
+
+    Raises:
+        AlignmentError: options that do not go together, or it can't run.
     """
     if every and twin:
         typed = {name for name in ("every", "twin") if _typed(name)}
@@ -156,15 +178,10 @@ def command(
                 f"--{name} goes with a check in one environment, not with --reference-python or --candidate-python: leave it out"
             )
     names = list(TWINS) if every else [twin or DEFAULT_TWIN]
-    for file in (json_file, html_file):
-        if file is not None:
-            refuse_unwritable(file)
-    details = details or html_file is not None
     if reprod_log is not None:
         prepare_folder(reprod_log)
     if apart:
-        report = _run_apart(names, (reference_python, candidate_python), given, timeout or SIDE_TIMEOUT, details)
-        return finish(report, json_file, verbose, quiet, html_file)
+        return _run_apart(names, (reference_python, candidate_python), given, timeout or SIDE_TIMEOUT, details)
     runs: list[tuple[str, Run]]
     if isolate:
         said = given_options(click.get_current_context()) | ({"details": True} if details else {})
@@ -172,8 +189,7 @@ def command(
     else:
         reserve_threads(given["threads"])
         runs = [(name, partial(check, name, make_options(get_twin(name), details=details, **given))) for name in names]
-    report = _run(runs, reprod_log)
-    return finish(report, json_file, verbose, quiet, html_file)
+    return _run(runs, reprod_log)
 
 
 def _typed(name: str) -> bool:
@@ -223,7 +239,8 @@ def _capture(twin: str, side: str, python: str | None, arguments: list[str], tim
         AlignmentError: it ended with anything but 0, was killed, or took too long; with the last that it said.
     """
     python = python or sys.executable
-    done = run_isolated([python, "-m", "alignment", "capture", twin, "--side", side, "--quiet", *arguments], timeout)
+    command = [python, "-m", "alignment", "capture", twin, "--side", side, "--quiet", *arguments]
+    done = run_isolated(command, timeout, env=without_github())
     if done.returncode != 0 or not written.is_file():
         what = done.outcome + ("" if done.returncode else ", but it wrote no capture")
         said = done.last_output or "(nothing)"
@@ -252,17 +269,21 @@ def _run_isolated(case: Case, timeout: float, _progress: Progress, reprod_log: P
 # Options of this command that say what becomes of the result, or where it is made, and not what is checked.
 NOT_OF_A_CASE = {
     "all",
+    "baseline",
     "candidate-python",
     "config",
     "details",
     "html",
+    "github",
     "isolate",
     "json",
+    "junit",
     "quiet",
     "reference-python",
     "reprod-log",
     "timeout",
     "verbose",
+    "waivers",
 }
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from alignment.apart import compare_captures
 from alignment.capture_file import SUFFIX
+from alignment.commands._gate import baseline_option, open_gate
 from alignment.commands._options import finish, output_options, refuse_unwritable, view_options
 from alignment.errors import AlignmentError
 from alignment.foreign import compare_dumps
@@ -50,6 +52,7 @@ from alignment.views.progress import progress
     help="Write the report as JSON.",
 )
 @view_options
+@baseline_option
 @output_options
 def command(
     reference: Path,
@@ -63,15 +66,15 @@ def command(
     details: bool,
     verbose: bool,
     quiet: bool,
+    **gated: Any,
 ) -> int:
     """Compare what two sides did, the reference's first; no framework is needed.
 
     Two captures of `align capture` (.safetensors) give the report of `align check`. Two .npy files of the reprod_log package, or
     two dump folders of PaDiff, hold float32 alone: they can show that the two differ, and, given a --tolerance, that they do not.
     """
-    for file in (json_file, html_file):
-        if file is not None:
-            refuse_unwritable(file)
+    refuse_unwritable(json_file, html_file, gated["junit_file"])
+    gate = open_gate(**gated)
     details = details or html_file is not None
     captures = [path.suffix == SUFFIX for path in (reference, candidate)]
     if all(captures):
@@ -96,4 +99,4 @@ def command(
         for name in (name for name, said in (("step", steps), ("mapping", mapping), ("strict", strict)) if said):
             raise AlignmentError(f"--{name} goes with captures: a dump has the tensors it has")
         report = compare_dumps(reference, candidate, tolerance, details)
-    return finish(report, json_file, verbose, quiet, html_file)
+    return finish(report, json_file, verbose, quiet, gate, html_file)

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from alignment.capture import save_traces
 from alignment.capture_file import SUFFIX
 from alignment.check import merge_reports, run_check
+from alignment.commands._gate import open_gate
 from alignment.commands._options import (
     finish,
     make_options,
@@ -66,6 +67,9 @@ def command(
     details: bool,
     repro: Path | None,
     traces: Path | None,
+    waivers_file: Path | None,
+    junit_file: Path | None,
+    github: bool | None,
     verbose: bool,
     quiet: bool,
     **given: Any,
@@ -76,16 +80,15 @@ def command(
     that diverged, with the options they were checked with. Two captures, the reference's first, are explained
     without the models: those that --traces wrote, or of `align capture`.
     """
-    for file in (json_file, html_file):
-        if file is not None:
-            refuse_unwritable(file)
+    refuse_unwritable(json_file, html_file, junit_file)
+    gate = open_gate(waivers_file, junit_file, github)
     details = details or html_file is not None
     if is_trace(twin) or candidate is not None:
         refuse_options(click.get_current_context())
         report = explain_pair(twin or "", candidate, details)
     else:
         report = explain_twins(twin or DEFAULT_TWIN, repro, traces, given | {"details": details})
-    return finish(report, json_file, verbose, quiet, html_file)
+    return finish(report, json_file, verbose, quiet, gate, html_file)
 
 
 def is_trace(name: str | None) -> bool:
@@ -95,7 +98,8 @@ def is_trace(name: str | None) -> bool:
 
 def refuse_options(context: click.Context) -> None:
     """What says how to run a model means nothing where none is run."""
-    fine = {"twin", "candidate", "json_file", "html_file", "details", "verbose", "quiet"}
+    views = {"json_file", "html_file", "details", "waivers_file", "junit_file", "github", "verbose", "quiet"}
+    fine = {"twin", "candidate", *views}
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name not in fine and source is ParameterSource.COMMANDLINE:

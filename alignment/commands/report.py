@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from alignment.commands._gate import open_gate
 from alignment.commands._options import finish, output_options, refuse_unwritable
 from alignment.views.json import read_report
 
@@ -22,11 +24,11 @@ from alignment.views.json import read_report
     help="Write the report as one HTML page that needs no network.",
 )
 @output_options
-def command(saved: Path, html_file: Path | None, verbose: bool, quiet: bool) -> int:
+def command(saved: Path, html_file: Path | None, verbose: bool, quiet: bool, **gated: Any) -> int:
     """Show the report that `align check`, `align explain` or `align compare` wrote with --json. No model is run.
 
     Charts of single tensors are in the page where the report was made with --details or --html.
     """
-    if html_file is not None:
-        refuse_unwritable(html_file)
-    return finish(read_report(saved), None, verbose, quiet, html_file)
+    refuse_unwritable(html_file, gated["junit_file"])
+    gate = open_gate(**gated)
+    return finish(read_report(saved), None, verbose, quiet, gate, html_file)

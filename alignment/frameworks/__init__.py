@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
+from alignment.conditions import Condition
 from alignment.errors import AlignmentError, FrameworkMissingError
 from alignment.trace import Record, Trace
 from checkpoints.structure import Slot
@@ -137,6 +138,9 @@ class Framework(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Versions of the framework and of what it computes with, for the report."""
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """How the framework is built and set, as it is now, as far as it bears on a check."""
 
     def set_threads(self, count: int) -> None:
         """Use `count` CPU threads."""
@@ -278,6 +282,10 @@ class Absent:
     def versions(self) -> dict[str, str]:
         """None are known."""
         return {}
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """None are known."""
+        return ()
 
     def set_threads(self, count: int) -> None:
         """There is nothing to run."""

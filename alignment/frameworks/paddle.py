@@ -32,6 +32,7 @@ with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         faulthandler.disable()
         faulthandler.enable(2, all_threads=False)
 
+from alignment.conditions import Condition, expect, tried
 from alignment.errors import AlignmentError
 from alignment.frameworks import (
     CAST_TO,
@@ -189,6 +190,89 @@ class ExactCrossEntropyLoss(paddle.nn.CrossEntropyLoss):
 def versions() -> dict[str, str]:
     """Version of paddle."""
     return {"paddle": str(paddle.__version__)}
+
+
+def conditions() -> tuple[Condition, ...]:
+    """How Paddle is built and set, as it is now; see `alignment.frameworks.Framework`."""
+    device = str(tried(paddle.get_device))
+    found = [
+        Condition(name, "version", str(paddle.__version__)),
+        Condition(name, "device", device),
+        Condition(name, "BLAS", "MKL" if tried(paddle.version.mkl) == "ON" else "another than MKL"),
+        expect(
+            name,
+            "mode",
+            "dynamic" if paddle.in_dynamic_mode() else "static",
+            "dynamic",
+            "error",
+            "models can't be run layer by layer",
+            "paddle.disable_static()",
+        ),
+        expect(
+            name,
+            "default dtype",
+            paddle.get_default_dtype(),
+            "float32",
+            "warning",
+            "models built without a dtype are not float32",
+            'paddle.set_default_dtype("float32")',
+        ),
+        expect(
+            name,
+            "gradients",
+            tried(paddle.is_grad_enabled),
+            True,
+            "error",
+            "nothing can go backward: step 5 has nothing to compare",
+            "leave paddle.no_grad; paddle.set_grad_enabled(True)",
+        ),
+        expect(
+            name,
+            "autocast",
+            tried(lambda: paddle.base.framework._dygraph_tracer()._amp_level.name),
+            "O0",
+            "error",
+            "float32 and float64 runs are computed in half precision",
+            "leave paddle.amp.auto_cast",
+        ),
+        expect(
+            name,
+            "FLAGS_check_nan_inf",
+            tried(lambda: paddle.get_flags("FLAGS_check_nan_inf")["FLAGS_check_nan_inf"]),
+            False,
+            "warning",
+            "Paddle ends a run at the first NaN, where a check would say on which sides it is",
+            'paddle.set_flags({"FLAGS_check_nan_inf": False})',
+        ),
+    ]
+    if device.startswith("gpu"):
+        why = "on a GPU {} float32 are computed in TF32, whose error is a thousand times larger"
+        core = paddle.base.core
+        for what, read, remedy in (
+            ("products in", lambda: core.get_cublas_switch(), "paddle.base.core.set_cublas_switch(False)"),
+            ("convolutions in", lambda: core.get_cudnn_switch(), "paddle.base.core.set_cudnn_switch(False)"),
+        ):
+            found.append(expect(name, f"TF32 for {what}", tried(read), False, "warning", why.format(what), remedy))
+    else:
+        found += [
+            Condition(
+                name,
+                "kernels that crash",
+                "LSTM, GRU and SimpleRNN without biases",
+                "note",
+                "on a CPU they end the process (seen with 3.3.1); a check refuses them with a message",
+                "keep the biases at zero, or make the layer of cells: nn.RNN(nn.LSTMCell(…))",
+            ),
+            Condition(
+                name,
+                "kernels that corrupt memory",
+                "nll_loss, mean or sum, with many ignored labels",
+                "note",
+                "on a CPU the process may abort or hang (seen with 3.3.1)",
+                "align check --isolate --timeout 600: a crash then costs one inconclusive result",
+            ),
+        ]
+    return tuple(found)
 
 
 def set_threads(count: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from alignment.conditions import Condition, expect, tried
 from alignment.errors import AlignmentError
 from alignment.frameworks import (
     CAST_TO,
@@ -70,6 +71,81 @@ OPTIONS = {
 def versions() -> dict[str, str]:
     """Version of torch."""
     return {"torch": str(torch.__version__)}
+
+
+def conditions() -> tuple[Condition, ...]:
+    """How torch is built and set, as it is now; see `alignment.frameworks.Framework`."""
+    found = [
+        Condition(name, "version", str(torch.__version__)),
+        Condition(name, "device", str(tried(torch.get_default_device))),
+        Condition(name, "threads", str(torch.get_num_threads())),
+        Condition(name, "vector instructions", str(tried(torch.backends.cpu.get_cpu_capability))),
+        Condition(name, "BLAS", "MKL" if tried(torch.backends.mkl.is_available) else "another than MKL"),
+        Condition(name, "deterministic algorithms", str(torch.are_deterministic_algorithms_enabled())),
+        expect(
+            name,
+            "default dtype",
+            str(torch.get_default_dtype()).removeprefix("torch."),
+            "float32",
+            "warning",
+            "models built without a dtype are not float32",
+            "torch.set_default_dtype(torch.float32)",
+        ),
+        expect(
+            name,
+            "float32 matmul precision",
+            tried(torch.get_float32_matmul_precision),
+            "highest",
+            "warning",
+            "float32 products are computed in TF32 or bfloat16: the reference's own error, by which the candidate's is "
+            "judged, is a thousand times larger",
+            'torch.set_float32_matmul_precision("highest")',
+        ),
+        expect(
+            name,
+            "gradients",
+            torch.is_grad_enabled() and not torch.is_inference_mode_enabled(),
+            True,
+            "error",
+            "nothing can go backward: step 5 has nothing to compare",
+            "leave torch.no_grad and inference_mode; torch.set_grad_enabled(True)",
+        ),
+        expect(
+            name,
+            "autocast",
+            tried(torch.is_autocast_enabled) or tried(lambda: torch.is_autocast_enabled("cpu")),
+            False,
+            "error",
+            "float32 and float64 runs are computed in half precision",
+            "leave torch.autocast",
+        ),
+    ]
+    if torch.cuda.is_available():
+        found.append(
+            Condition(name, "GPUs", ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))))
+        )
+        why = "on a GPU {} float32 are computed in TF32, whose error is a thousand times larger"
+        for what, read, remedy in (
+            (
+                "products in",
+                lambda: torch.backends.cuda.matmul.allow_tf32,
+                "torch.backends.cuda.matmul.allow_tf32 = False",
+            ),
+            ("convolutions in", lambda: torch.backends.cudnn.allow_tf32, "torch.backends.cudnn.allow_tf32 = False"),
+        ):
+            found.append(expect(name, f"TF32 for {what}", tried(read), False, "warning", why.format(what), remedy))
+        found.append(
+            expect(
+                name,
+                "cudnn.benchmark",
+                torch.backends.cudnn.benchmark,
+                False,
+                "note",
+                "kernels are chosen by their speed, so that two runs may differ",
+                "torch.backends.cudnn.benchmark = False",
+            )
+        )
+    return tuple(found)
 
 
 def set_threads(count: int) -> None:

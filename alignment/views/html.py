@@ -10,19 +10,21 @@ import base64
 import functools
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import orjson
 
-from alignment.report import Report, StageResult, TwinResult
+from alignment.report import Report, StageResult, TensorResult, TwinResult
 from alignment.trees import SEVERITY, Node, nodes
 from alignment.views.json import to_dict
-from alignment.views.terminal import MARKS
+from alignment.views.terminal import MARKS as VERDICTS
 
 FOLDER = Path(__file__).with_name("html")
+# What is waived is marked so, whatever its verdict.
+MARKS = {**VERDICTS, "waived": "–"}
 # What is drawn of a finding's proof: a relative difference between rounding in float64 and beyond all measure.
 SMALLEST, LARGEST = 1e-17, 1e1
 # Characters that could end a script, or a line of one, and how JSON may write them.
@@ -54,7 +56,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": _figure, "share": _share, "name": _name}
+    environment.filters |= {"counting": _counting, "figure": _figure, "share": _share, "name": _name}
     environment.tests["many"] = lambda items: len(items) > 1
     environment.globals |= {"closest": _closest, "links": _links}
     return environment.get_template("report.html")
@@ -80,7 +82,7 @@ def _data(report: Report) -> dict[str, Any]:
     written = to_dict(report)["twins"]
     return {
         "verdicts": MARKS,
-        "severity": SEVERITY,
+        "severity": (SEVERITY[0], "waived", *SEVERITY[1:]),
         "twins": [_twin(twin, entry) for twin, entry in zip(report.twins, written, strict=True)],
     }
 
@@ -104,6 +106,8 @@ def _twin(twin: TwinResult, written: Mapping[str, Any]) -> dict[str, Any]:
 def _lean(tensor: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in tensor.items() if value is not None and value != []}
     # JSON has no word for an undefined strain: beyond all measure.
+    if tensor["waived"] is not None:
+        kept["verdict"] = "waived"
     return {**kept, "strain": tensor["strain"] if math.isfinite(tensor["strain"]) else None}
 
 
@@ -134,6 +138,11 @@ def _other(side: str) -> str:
 
 def _figure(value: float | None, digits: int = 2) -> str:
     return "" if value is None else "∞" if math.isinf(value) else f"{value:.{digits}g}"
+
+
+def _counting(tensors: Iterable[TensorResult]) -> list[TensorResult]:
+    """Those that are not waived."""
+    return [tensor for tensor in tensors if tensor.waived is None]
 
 
 def _share(value: float | None) -> float:

@@ -41,6 +41,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "verdict": report.verdict,
         "versions": dict(report.versions),
+        "problems": list(report.problems),
         "twins": [_twin(twin) for twin in report.twins],
     }
 
@@ -101,6 +102,8 @@ def _tensor(tensor: TensorResult) -> dict[str, Any]:
         "comparisons": tensor.comparisons,
         "diverging": list(tensor.diverging),
         "detail": None if tensor.detail is None else _detail(tensor.detail),
+        "site": tensor.site,
+        "waived": tensor.waived,
     }
 
 
@@ -113,7 +116,8 @@ def from_dict(report: Mapping[str, Any]) -> Report:
     """The report that `to_dict` wrote; figures that JSON has no word for stay None, but an undefined strain is
     infinite, and an undefined loss no number.
     """
-    return Report(tuple(_read_twin(twin) for twin in report["twins"]), dict(report["versions"]))
+    twins = tuple(_read_twin(twin) for twin in report["twins"])
+    return Report(twins, dict(report["versions"]), tuple(report.get("problems", ())))
 
 
 def read_report(path: Path) -> Report:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
+from alignment.views.words import where
 
 STYLES = {"aligned": "green", "diverged": "bold red", "inconclusive": "yellow"}
 MARKS = {"aligned": "✓", "diverged": "✗", "inconclusive": "?"}
@@ -29,6 +30,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         _print_twin(twin, console, verbose)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     console.print(f"[dim]{escape(versions)}[/]")
+    for problem in report.problems:
+        _print(console, 0, f"problem: {problem}", STYLES[report.verdict])
     if len(report.twins) > 1:
         counts = [sum(twin.verdict == verdict for twin in report.twins) for verdict in STYLES]
         console.print(_verdict(report.verdict) + Text(f": {counts[0]} of {len(report.twins)} twins aligned"))
@@ -106,11 +109,14 @@ def _print(console: Console, indent: int, text: str, style: str) -> None:
 
 
 def _print_stage(stage: StageResult, console: Console, verbose: bool, shown: int) -> None:
-    bad = [tensor for tensor in stage.tensors if tensor.verdict != "aligned"]
+    waived = [tensor for tensor in stage.tensors if tensor.waived is not None]
+    bad = [tensor for tensor in stage.tensors if tensor.verdict != "aligned" and tensor.waived is None]
     comparisons = sum(tensor.comparisons for tensor in stage.tensors)
     counted = f"{len(stage.tensors)} tensors, {comparisons} comparisons"
     if bad:
         counted = f"{len(bad)} of {counted}"
+    if waived:
+        counted = f"{counted}, {len(waived)} waived"
     line = Text.assemble(
         ("  ", ""),
         (MARKS[stage.verdict], STYLES[stage.verdict]),
@@ -130,11 +136,15 @@ def _print_stage(stage: StageResult, console: Console, verbose: bool, shown: int
             _print(console, 6, f"… and {len(bad) - shown} more; --verbose or --json shows all", "dim")
     else:
         _print_closest(stage, console)
+    for said in dict.fromkeys(tensor.waived for tensor in waived):
+        names = [tensor.name for tensor in waived if tensor.waived == said]
+        more = f" and {len(names) - FOLLOWING} more" if len(names) > FOLLOWING else ""
+        _print(console, 6, f"waived: {', '.join(names[:FOLLOWING])}{more}: {said}", "yellow")
 
 
 def _print_closest(stage: StageResult, console: Console) -> None:
     """An aligned stage in one line: how near its nearest tensor came to what is allowed."""
-    measured = [tensor for tensor in stage.tensors if tensor.allowed and tensor.strain]
+    measured = [tensor for tensor in stage.tensors if tensor.allowed and tensor.strain and tensor.waived is None]
     if measured:
         nearest = max(measured, key=lambda tensor: tensor.strain)
         text = f"nearest to its limit: {nearest.name} ({nearest.record}), {nearest.strain:.1%} of what is allowed"
@@ -150,21 +160,21 @@ def _print_tensors(tensors: Iterable[TensorResult], console: Console) -> None:
     table.add_column("why", overflow="fold", ratio=3)
     for tensor in tensors:
         mark = Text("ROOT", "bold white on red") if tensor.root else Text(MARKS[tensor.verdict], STYLES[tensor.verdict])
+        said = tensor.reason + _where(tensor)
+        if tensor.waived is not None:
+            mark, said = Text("waived", "dim"), f"waived: {tensor.waived}; {said}"
         names = tensor.name
         if tensor.reference_name and tensor.candidate_name and tensor.reference_name != tensor.candidate_name:
             names = f"{tensor.reference_name} → {tensor.candidate_name}"
         shape = f" {list(tensor.shape)}" if tensor.shape else ""
         label = Text.assemble((names, ""), (f"\n{tensor.record}{shape}", "dim"))
-        table.add_row(mark, label, _figure(tensor.seen), _figure(tensor.allowed), Text(tensor.reason + _where(tensor)))
+        table.add_row(mark, label, _figure(tensor.seen), _figure(tensor.allowed), Text(said))
     console.print(Padding(table, (0, 0, 0, 4), expand=False))
 
 
 def _where(tensor: TensorResult) -> str:
     """Where the worst was seen, and in how many of the comparisons."""
-    if not tensor.diverging:
-        return ""
-    count = f"; diverges in {len(tensor.diverging)} of {tensor.comparisons}" if tensor.comparisons > 1 else ""
-    return f" ({tensor.weights} weights, batch {tensor.batch}{count})"
+    return f" ({where(tensor)})" if tensor.diverging else ""
 
 
 def _figure(value: float | None) -> str:

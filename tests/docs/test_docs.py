@@ -57,7 +57,7 @@ def script_options(script: Path) -> set[str]:
 
 SCRIPT_OPTIONS = {
     option
-    for folder in ("benchmarks", "mutants")
+    for folder in ("benchmarks", "mutants", "pytest_alignment")
     for script in (ROOT / folder).glob("*.py")
     for option in script_options(script)
 }

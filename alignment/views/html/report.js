@@ -297,6 +297,7 @@
       floating && d.points.length > 1 ? scatter(d) : null,
     ].filter(Boolean);
     return el("div", { class: "opened" },
+      t.waived ? el("p", {}, `Waived: ${t.waived}`) : "",
       el("p", {}, t.reason),
       el("dl", { class: "facts" }, facts.map(([title, said]) => [el("dt", {}, title), el("dd", {}, said)]).flat()),
       d?.worst.length ? worstTable(d) : null,
