@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Texts beside docs/ -> their pages.
 BESIDE = {
     "README.md": "readme.md",
+    "README.zh-CN.md": "zh/readme.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }

@@ -13,7 +13,7 @@ import pytest
 from alignment.causes import CAUSES
 from alignment.views.json import SCHEMA
 from mutants import with_padiff
-from tests.docs.test_docs import anchors, blocks, check_command
+from tests.docs.test_docs import anchors, blocks, check_command, prose
 from website.links import BESIDE, page_of, rewrite, targets
 from website.pages import (
     DOCS,
@@ -218,6 +218,26 @@ def fenced(page: Path) -> list[tuple[str, str, str]]:
 def levels(page: Path) -> list[str]:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     return re.findall(r"^(#+) ", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", TRANSLATED)
+def test_figures_and_links_are_the_same_in_both_languages(page):
+    ours, theirs = ROOT / page, ROOT / TRANSLATED[page]
+    assert figures(ours)
+    assert figures(theirs) == figures(ours)
+    other = {ours.resolve(), theirs.resolve()}
+    assert linked(ours) - other == linked(theirs) - other
+
+
+def figures(page: Path) -> list[str]:
+    """Every number of the text, in what order a language has them."""
+    text = re.sub(r"\]\([^)]+\)", "", prose(page))
+    return sorted(re.findall(r"(?<![\w.])\d+(?:[.,]\d+)*(?:e-?\d+)?", text, re.ASCII))
+
+
+def linked(page: Path) -> set[Path]:
+    found = re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose(page))
+    return {(page.parent / target).resolve() for target in found if not re.match(r"[a-z]+:", target)}
 
 
 @pytest.mark.parametrize("page", TRANSLATED)
