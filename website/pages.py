@@ -139,7 +139,7 @@ def with_links(markdown: str) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- figures
 
-TABLE = re.compile(r"<!-- table: (?P<file>[\w-]+\.md) (?P<head>\|.+?) -->")
+TABLE = re.compile(r"(?<!`)<!-- table: (?P<file>[\w-]+\.md) (?P<head>\|.+?) -->")
 
 
 def with_tables(markdown: str) -> str:
