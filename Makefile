@@ -26,8 +26,8 @@ mutants: $(READY)  ## plant every fault on every twin, count what is found, and 
 docs: $(READY)  ## check that every command and link in the documentation is true
 	$(BIN)/pytest -q tests/docs
 
-site: $(READY)  ## the documentation as a site, in build/site; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+site: $(READY)  ## the documentation as a site, in build/site; a broken link fails (and --quiet would let it pass)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
