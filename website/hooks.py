@@ -55,3 +55,7 @@ def inlined(picture: re.Match[str]) -> str:
     """A picture as a part of the page, so that it has the page's colours."""
     text = (ROOT / "docs" / picture[1]).read_text(encoding="utf-8")
     return f"<div>{text.strip()}</div>"
+
+
+def on_post_page(output: str, page: Page, **_: Any) -> str:
+    return output.replace('<html lang="en"', '<html lang="zh-CN"', 1) if page.file.src_uri.startswith("zh/") else output

@@ -20,6 +20,7 @@ from alignment.causes import FAMILIES, Cause
 from alignment.faults import FAULTS
 from alignment.views.json import SCHEMA
 from mutants.gallery import GALLERY_MUTANTS
+from website.ports import difference
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -69,7 +70,7 @@ def cause_page(name: str) -> str:
     for family, causes in FAMILIES.items():
         same = {cause.summary: cause for cause in causes if cause.name == name}
         told += [meaning(families()[family], cause) for cause in same.values()]
-    return "\n\n".join([*parts, "\n\n---\n\n".join(told), *see_it(name), *measured(name)]) + "\n"
+    return "\n\n".join([*parts, "\n\n---\n\n".join(told), *in_code(name), *see_it(name), *measured(name)]) + "\n"
 
 
 def meaning(family: Family, cause: Cause) -> str:
@@ -80,6 +81,15 @@ def meaning(family: Family, cause: Cause) -> str:
         f"Shows as {', '.join(f'`{record}`' for record in cause.records)}. "
         f"Of the family [{family.title}](causes.md#{family.anchor}): {family.looks_at}."
     )
+
+
+def in_code(name: str) -> list[str]:
+    """The mistake and its correction, in each port of the gallery that was made with it."""
+    found = [difference(mutant) for mutant in GALLERY_MUTANTS if mutant.cause == name]
+    if not found:
+        return []
+    told = "In wrong ports of the [gallery](mutants.md#what-is-planted). Layers without `nn.` are its own, and do as torch's do."
+    return ["## In code", told, *(f"```diff\n{lines}\n```" for lines in dict.fromkeys(found))]
 
 
 def see_it(name: str) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from alignment.causes import CAUSES
 from alignment.views.json import SCHEMA
 from mutants import with_padiff
+from mutants.gallery import GALLERY_MUTANTS, GalleryMutant
 from tests.docs.test_docs import anchors, blocks, check_command, prose
 from website.links import BESIDE, page_of, rewrite, targets
 from website.pages import (
@@ -31,6 +32,7 @@ from website.pages import (
     with_links,
     with_tables,
 )
+from website.ports import difference
 
 TRIED = {cause for causes in CAUSES.values() for cause in causes}
 WRITTEN = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in DOCS.glob("**/*.md")}
@@ -69,6 +71,26 @@ def test_a_page_shows_a_real_proof():
         o for o in orjson.loads((DOCS / "mutants.json").read_bytes())["planted"] if o["fault"] == "avgpool-padding"
     )
     assert outcome["proofs"][0] in page
+
+
+def test_a_page_shows_the_mistake_in_code():
+    assert difference(mutant("conv-net", "avgpool-padding")).splitlines()[1:3] == [
+        "-self.pool = nn.AvgPool2D(4, stride=2, padding=1)",
+        "+self.pool = nn.AvgPool2D(4, stride=2, padding=1, exclusive=False)",
+    ]
+    assert difference(mutant("attention-net", "mask-ignored")).splitlines()[1:] == [
+        "-return scores",
+        "+return scores.masked_fill(~mask, -1000000000.0)",
+    ]
+    pages = cause_pages()
+    for one in GALLERY_MUTANTS:
+        lines = difference(one)
+        assert {line[0] for line in lines.splitlines()} & {"-", "+"}, one
+        assert f"```diff\n{lines}\n```" in pages[cause_file(one.cause)]
+
+
+def mutant(twin: str, name: str) -> GalleryMutant:
+    return next(one for one in GALLERY_MUTANTS if (one.twin, one.name) == (twin, name))
 
 
 def test_names_of_causes_lead_to_their_pages():
