@@ -88,7 +88,7 @@ def in_code(name: str) -> list[str]:
     found = [difference(mutant) for mutant in GALLERY_MUTANTS if mutant.cause == name]
     if not found:
         return []
-    told = "In wrong ports of the [gallery](mutants.md#what-is-planted). Layers without `nn.` are its own, and do as torch's do."
+    told = "In wrong ports of the [gallery](mutants.md#what-is-planted). Layers without `nn.` are its own."
     return ["## In code", told, *(f"```diff\n{lines}\n```" for lines in dict.fromkeys(found))]
 
 
