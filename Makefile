@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: check test lint bench mutants docs clean
+.PHONY: check test lint bench mutants docs site clean
 
 check: $(READY)  ## build every twin, run the five stages, print the report
 	$(BIN)/align check --all
@@ -25,6 +25,9 @@ mutants: $(READY)  ## plant every fault on every twin, count what is found, and 
 
 docs: $(READY)  ## check that every command and link in the documentation is true
 	$(BIN)/pytest -q tests/docs
+
+site: $(READY)  ## the documentation as a site, in build/site; a broken link fails (and --quiet would let it pass)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -166,6 +166,25 @@ def test_several_twins_and_one_that_never_ran(report):
     assert "#twin-1" in page.values("href")
 
 
+def test_what_is_waived_counts_for_nothing_and_says_why(report):
+    def waive(twin: TwinResult) -> TwinResult:
+        stages = tuple(
+            replace(stage, tensors=tuple(replace(t, waived="known <b>") for t in stage.tensors)) for stage in twin.stages
+        )
+        return replace(twin, stages=stages)
+
+    waived = replace(report, twins=tuple(map(waive, report.twins)), problems=("a waiver is over",))
+    page = Page(to_html(waived))
+    shown = " ".join("".join(page.text).split())
+    assert "a waiver is over" in shown
+    assert "Where it starts" not in shown
+    for stage in report.twins[0].stages:
+        assert f"{len(stage.tensors)} waived" in shown
+    tensors = data_of(page)["twins"][0]["tensors"]
+    assert {(t["verdict"], t["waived"]) for t in tensors} == {("waived", "known <b>")}
+    assert {node["verdict"] for tree in data_of(page)["twins"][0]["trees"].values() for node in tree} == {None}
+
+
 def test_every_verdict_has_a_mark_and_a_colour(page):
     style = (html.FOLDER / "report.css").read_text()
     for verdict in data_of(page)["severity"]:
