@@ -25,6 +25,7 @@ from alignment.errors import AlignmentError
 from alignment.experiment import Options
 from alignment.mapping import quoted
 from alignment.report import Report, StageResult, TensorResult, TwinResult
+from alignment.scope import listed
 from alignment.stages import STAGES
 from alignment.waivers import UNRUN
 from checkpoints import write_aside
@@ -187,7 +188,7 @@ def _held_stage(stage: StageResult, held: Mapping[str, Mapping[str, Precision]],
         TensorResult(record, name, None, None, "inconclusive", reason, decided_by="baseline") for record, name in gone
     ]
     new = [t.name for t in stage.tensors if figures_of(t) is not None and _name(t) not in held.get(t.record, {})]
-    notes = (f"not in the baseline: {', '.join(new)}; `align baseline` adds them",) if new else ()
+    notes = (f"not in the baseline: {listed(new)}; `align baseline` adds them",) if new else ()
     return replace(stage, tensors=tuple(rows), notes=(*stage.notes, *notes))
 
 
