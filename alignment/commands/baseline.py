@@ -25,6 +25,8 @@ _OUTPUT = click.Option(
 def write(
     baseline_file: Path,
     json_file: Path | None,
+    html_file: Path | None,
+    details: bool,
     waivers_file: Path | None,
     junit_file: Path | None,
     github: bool | None,
@@ -37,16 +39,16 @@ def write(
     `align check --baseline FILE` is then diverged where a tensor's error is several times what it was, though it is still
     aligned. Nothing is written unless the check is aligned. What is waived has no entry.
     """
-    refuse_unwritable(baseline_file, json_file, junit_file)
+    refuse_unwritable(baseline_file, json_file, html_file, junit_file)
     gate = open_gate(waivers_file, junit_file, github)
     kept = Baseline.read(baseline_file) if baseline_file.exists() else Baseline()
-    report = gate.judge(check.make_report(**asked))
+    report = gate.judge(check.make_report(details=details or html_file is not None, **asked))
     if report.verdict == "aligned":
         replace(kept, twins={**kept.twins, **baseline_of(report).twins}).write(baseline_file)
         click.echo(f"written: {baseline_file}", err=True)
     else:
         click.echo(f"not written: {baseline_file}; only a port that is aligned has a baseline", err=True)
-    return finish(report, json_file, verbose, quiet, replace(gate, waivers=()))
+    return finish(report, json_file, verbose, quiet, replace(gate, waivers=()), html_file)
 
 
 # All that a check takes, its configuration file too, so that both rest on the same; `baseline` is the file there, too.
