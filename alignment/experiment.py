@@ -146,7 +146,8 @@ def summands_of(trace: Trace) -> dict[str, Terms]:
         flows = record.kind in ("activation gradient", "input") and path in found
         if not flows or value is None or value.dtype.kind != "f" or not value.size:
             continue
-        size, known = math.sqrt(float(np.mean(np.square(value, dtype=np.float64)))), found[path]
+        with np.errstate(over="ignore"):
+            size, known = math.sqrt(float(np.mean(np.square(value, dtype=np.float64)))), found[path]
         if record.kind == "input":
             found[path] = known._replace(inputs=max(known.inputs, size))
         else:
