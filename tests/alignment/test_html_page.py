@@ -169,7 +169,8 @@ def test_several_twins_and_one_that_never_ran(report):
 def test_what_is_waived_counts_for_nothing_and_says_why(report):
     def waive(twin: TwinResult) -> TwinResult:
         stages = tuple(
-            replace(stage, tensors=tuple(replace(t, waived="known <b>") for t in stage.tensors)) for stage in twin.stages
+            replace(stage, tensors=tuple(replace(t, waived="known <b>") for t in stage.tensors))
+            for stage in twin.stages
         )
         return replace(twin, stages=stages)
 
