@@ -149,7 +149,11 @@ def projections(width: int, *parts: str) -> Tree:
     return tree("paddle", *rows)
 
 
-@pytest.mark.parametrize("parts", [("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("to_q", "to_k", "to_v")])
+def test_projections_by_the_frameworks_own_names_correspond() -> None:
+    assert found(suspect("att.in_proj_weight", ATTENTION, projections(4, "q_proj", "k_proj", "v_proj"))) == {}
+
+
+@pytest.mark.parametrize("parts", [("query", "key", "value"), ("to_q", "to_k", "to_v")])
 def test_a_packed_projection(parts: tuple[str, ...]) -> None:
     theirs = projections(4, *parts)
     for name in ("att.in_proj_weight", f"att.{parts[2]}.bias"):
