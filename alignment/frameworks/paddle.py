@@ -64,10 +64,27 @@ KEYWORDS = "with_kwargs" in inspect.signature(nn.Layer.register_forward_pre_hook
 # Layers of Paddle's own whose inner parts are built and called in another way by other frameworks.
 OPAQUE = frozenset(("MultiHeadAttention", "compat.MultiheadAttention", "LSTM", "GRU", "SimpleRNN", "RNN", "BiRNN"))
 
+
+def _of_each_axis(axes: int, value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,) * axes
+
+
 # (layer kind, option by torch's name) -> (attribute here, torch's value -> ours, ours -> torch's).
 OPTIONS: dict[tuple[str, str], tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     ("LayerNorm", "eps"): ("_epsilon", float, float),
     ("GroupNorm", "eps"): ("_epsilon", float, float),
+    ("GroupNorm", "num_groups"): ("_num_groups", int, int),
+    **{(f"InstanceNorm{n}D", "eps"): ("_epsilon", float, float) for n in (1, 2, 3)},
+    **{
+        (f"Conv{n}D{kind}", name): (f"_{name}", list, tuple)
+        for n in (1, 2, 3)
+        for kind in ("", "Transpose")
+        for name in ("stride", "dilation")
+    },
+    # One number for all axes, or a list.
+    **{
+        (f"Conv{n}DTranspose", "output_padding"): ("output_padding", list, partial(_of_each_axis, n)) for n in (1, 2, 3)
+    },
     ("BatchNorm1D", "eps"): ("_epsilon", float, float),
     ("BatchNorm1D", "momentum"): ("_momentum", lambda m: 1 - m, lambda m: 1 - m),
     ("BatchNorm2D", "eps"): ("_epsilon", float, float),

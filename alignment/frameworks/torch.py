@@ -44,10 +44,15 @@ OPAQUE = frozenset(("MultiheadAttention", "LSTM", "GRU", "RNN"))
 
 meanings: tuple[Meaning, ...] = ()  # torch's names mean what torch means by them
 
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 # (layer kind, option by torch's name) -> attribute here. torch is the one that names them, so values need no translation.
 OPTIONS = {
     ("LayerNorm", "eps"): "eps",
     ("GroupNorm", "eps"): "eps",
+    ("GroupNorm", "num_groups"): "num_groups",
+    **{(f"InstanceNorm{n}d", "eps"): "eps" for n in (1, 2, 3)},
+    **{(f"{kind}{n}d", name): name for n in (1, 2, 3) for kind in _CONVOLUTIONS for name in ("stride", "dilation")},
+    **{(f"ConvTranspose{n}d", "output_padding"): "output_padding" for n in (1, 2, 3)},
     ("BatchNorm1d", "eps"): "eps",
     ("BatchNorm1d", "momentum"): "momentum",
     ("BatchNorm2d", "eps"): "eps",
