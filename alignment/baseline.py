@@ -183,7 +183,9 @@ def _held(twin: TwinResult, held: TwinBaseline, report: Report, factor: float, w
     worse = sum(t.decided_by == "baseline" and t.verdict == "diverged" for stage in stages for t in stage.tensors)
     notes = [f"held to {where}: {worse or 'none'} of its {count} tensors less precise than it says"]
     if stages != twin.stages:
-        now = {name: version for name, version in report.versions.items() if held.versions.get(name, version) != version}
+        now = {
+            name: version for name, version in report.versions.items() if held.versions.get(name, version) != version
+        }
         notes += [f"the baseline was made with {name} {held.versions[name]}, this is {now[name]}" for name in now]
     return replace(twin, stages=stages, notes=(*twin.notes, *notes))
 

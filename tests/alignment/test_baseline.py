@@ -118,7 +118,9 @@ def test_what_became_less_precise_has_the_line_that_makes_its_module() -> None:
     result = held(report(tensor(ratio=9.0), tensor("other"), candidate_tree=tree), tensor(), tensor("other"))
     assert (row(result).site, row(result, "other").site) == ("port.py:7", None)
     unknown = replace(tensor(ratio=9.0), candidate_name="elsewhere")
-    assert held(report(unknown, candidate_tree=tree), replace(unknown, error_ratio=1.0)).twins[0].tensors[0].site is None
+    assert (
+        held(report(unknown, candidate_tree=tree), replace(unknown, error_ratio=1.0)).twins[0].tensors[0].site is None
+    )
 
 
 def test_a_twin_that_never_ran_is_not_told_of_other_conditions() -> None:
