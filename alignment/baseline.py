@@ -176,12 +176,16 @@ def _held(twin: TwinResult, held: TwinBaseline, report: Report, factor: float, w
         path = module_of(tensor.record, tensor.candidate_name, sites)
         return tensor if path is None else replace(tensor, site=sites[path])
 
-    ran = [stage for stage in twin.stages if not _unrun(stage)]
     stages = tuple(_held_stage(stage, held.stages.get(stage.name, {}), factor) for stage in twin.stages)
     stages = tuple(replace(stage, tensors=tuple(map(sited, stage.tensors))) for stage in stages)
-    count = sum(len(tensors) for stage in ran for tensors in held.stages.get(stage.name, {}).values())
+    judged = [
+        held.stages[stage.name][tensor.record].get(_name(tensor)) is not None
+        for stage in twin.stages
+        for tensor in stage.tensors
+        if figures_of(tensor) is not None and tensor.record in held.stages.get(stage.name, {})
+    ]
     worse = sum(t.decided_by == "baseline" and t.verdict == "diverged" for stage in stages for t in stage.tensors)
-    notes = [f"held to {where}: {worse or 'none'} of its {count} tensors less precise than it says"]
+    notes = [f"held to {where}: {worse or 'none'} of {sum(judged)} tensors less precise than it says"]
     if stages != twin.stages:
         now = {
             name: version for name, version in report.versions.items() if held.versions.get(name, version) != version

@@ -106,11 +106,16 @@ def test_a_missing_twin_and_other_conditions_fail() -> None:
 def test_other_versions_are_named_beside_what_moved() -> None:
     later = replace(report(tensor(ratio=9.0)), versions={"torch": "2.13.0", "paddle": "3.4.0"})
     assert held(later).twins[0].notes == (
-        "held to the baseline: 1 of its 1 tensors less precise than it says",
+        "held to the baseline: 1 of 1 tensors less precise than it says",
         "the baseline was made with paddle 3.3.1, this is 3.4.0",
     )
     unmoved = replace(report(tensor()), versions=later.versions)
-    assert held(unmoved).twins[0].notes == ("held to the baseline: none of its 1 tensors less precise than it says",)
+    assert held(unmoved).twins[0].notes == ("held to the baseline: none of 1 tensors less precise than it says",)
+
+
+def test_what_diverges_by_itself_is_not_said_to_be_as_precise_as_it_was() -> None:
+    result = held(report(tensor(), replace(tensor("other"), verdict="diverged")), tensor(), tensor("other"))
+    assert result.twins[0].notes == ("held to the baseline: none of 1 tensors less precise than it says",)
 
 
 def test_what_became_less_precise_has_the_line_that_makes_its_module() -> None:

@@ -190,6 +190,16 @@ def test_what_is_waived_counts_for_nothing_and_says_why(report):
     assert {node["verdict"] for tree in data_of(page)["twins"][0]["trees"].values() for node in tree} == {None}
 
 
+def test_a_problem_besides_an_aligned_twin_is_the_first_that_is_read():
+    aligned = synthetic_report(4, 0)
+    assert aligned.verdict == "aligned"
+    page = Page(to_html(replace(aligned, problems=("a waiver is over",))))
+    shown = " ".join("".join(page.text).split())
+    assert shown.index("inconclusive") < shown.index("1 twin: 1 aligned") < shown.index("a waiver is over")
+    headings = [tag for tag, _ in page.elements if tag in ("h1", "h2")]
+    assert headings == ["h1", "h2"]
+
+
 def test_what_is_waived_is_not_nearest_to_its_limit(report):
     (stage, *_) = (stage for stage in report.twins[0].stages if stage.verdict == "diverged")
     aligned = [t for t in stage.tensors if t.verdict == "aligned"]
