@@ -21,6 +21,7 @@ COMMANDS = {
     "explain": "explain",
     "capture": "capture",
     "compare": "compare",
+    "feed": "feed",
     "report": "report",
     "baseline": "baseline",
     "map": "map",

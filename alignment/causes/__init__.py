@@ -23,7 +23,7 @@ from alignment.causes import (
     values,
     weights,
 )
-from alignment.causes.data import DataSuspect
+from alignment.causes.data import DataSuspect, InputSuspect
 from alignment.causes.gradients import CutSuspect
 from alignment.causes.initialization import InitializerSuspect
 from alignment.causes.loss import CriterionSuspect
@@ -46,7 +46,7 @@ FAMILIES: dict[str, tuple[Cause, ...]] = {
     "structure": structure.CAUSES,
     "updates": updates.CAUSES,
     "metrics": metrics.CAUSES,
-    "data": data.CAUSES,
+    "data": (*data.CAUSES, *data.INPUTS),
 }
 
 # What kind of suspect -> its causes, the more particular families first.
@@ -63,7 +63,8 @@ CAUSES: dict[type, tuple[Cause, ...]] = {
     UpdateSuspect: FAMILIES["updates"],
     StatisticSuspect: FAMILIES["updates"],
     MetricSuspect: FAMILIES["metrics"],
-    DataSuspect: FAMILIES["data"],
+    DataSuspect: data.CAUSES,
+    InputSuspect: data.INPUTS,
 }
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "CutSuspect",
     "DataSuspect",
     "InitializerSuspect",
+    "InputSuspect",
     "MetricSuspect",
     "Scored",
     "StatisticSuspect",
