@@ -90,7 +90,7 @@ def _padding(ours: NDArray, theirs: NDArray) -> Iterator[Correction]:
     differ = ~rows_equal(ours, theirs)
     other_shape = ours.shape != theirs.shape
     for end, other_end in product(ENDS, ENDS):
-        likely = sorted({_run(ours[differ], end), _run(theirs[differ], other_end), 0})
+        likely = sorted({run_at(ours[differ], end)[1], run_at(theirs[differ], other_end)[1], 0})
         for pad, other_pad, cut in product(likely, likely, ENDS if other_shape else ENDS[:1]):
             said = [f"on the {end}, not on the {other_end}"] if end != other_end else []
             said += [f"with {pad}, not with {other_pad}"] if pad != other_pad else []
@@ -110,13 +110,14 @@ def _same_tokens(pads: tuple[int, int], ends: tuple[str, str], cut: str, ours: N
     return bool((many == more).all() and (mine == its).all())
 
 
-def _run(rows: NDArray, end: str) -> int:
-    """The value of which rows have most at one end, one after the other."""
+def run_at(rows: NDArray, end: str) -> tuple[float, int]:
+    """How long the runs of one value at an end of rows [n, L] are in all, less one each, and of which value they are longest."""
     rows = rows[:, ::-1] if end == "right" else rows
     breaks = rows != rows[:, :1]
     lengths = np.where(breaks.any(axis=1), breaks.argmax(axis=1), rows.shape[1])
     values, places = np.unique(rows[:, 0], return_inverse=True)
-    return int(values[np.bincount(places, weights=lengths - 1 + 1e-3).argmax()])
+    totals = np.bincount(places, weights=lengths - 1 + 1e-3)
+    return float(totals.max()), int(values[totals.argmax()])
 
 
 def _real(rows: NDArray, pad: int, end: str, most: int, cut: str) -> tuple[NDArray, NDArray]:

@@ -13,6 +13,7 @@ bits.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,7 @@ from alignment.explain import finding_of
 from alignment.report import NOTHING, Finding, Report, StageResult, TensorResult, TwinResult
 from alignment.reported import BY_DEFINITION, explain_order, refuse_seed
 from alignment.training.corrections import Correction, corrections, rows_equal
+from alignment.training.samples import Kept, sample_names, seen_padding
 from alignment.training.streams import (
     Entries,
     Loader,
@@ -42,7 +44,6 @@ from alignment.training.streams import (
     Stream,
     array_hash,
     common_dtype,
-    joined,
     plain,
     row_names,
     rows_of,
@@ -52,6 +53,9 @@ STEP, NAME = 0, "data"
 # Rows whose names are kept, eight bytes each for each input and side, to tell another order from other samples.
 MOST_NAMED = 2_000_000
 HASHED = "hashes: SHA-256 of each input of each batch (dtype, shape, little-endian bytes in C order)"
+
+# Odd, and near 2**64 over the golden ratio: what two names are joined to one by.
+MIXED = 0x9E3779B97F4A7C15
 
 Progress = Callable[[int, int | None], None]
 
@@ -137,11 +141,51 @@ def _counted(sizes: list[int]) -> str:
 
 
 @dataclass
+class _Taken:
+    """The names of rows as they came. Of too many only their sum, in which the order does not matter."""
+
+    parts: list[Names] | None = field(default_factory=list)
+    count: int = 0
+    total: int = 0
+
+    def add(self, names: Names) -> None:
+        """Those of a batch."""
+        self.count += len(names)
+        self.total = (self.total + int(names.sum(dtype=np.uint64))) % 2**64
+        if self.parts is not None:
+            self.parts.append(names)
+
+    def all(self) -> Names:
+        """One after the other."""
+        return np.concatenate([np.zeros(0, dtype=np.uint64), *(self.parts or ())])
+
+
+def _same_rows(ours: _Taken, theirs: _Taken) -> bool:
+    """Are the rows of the side that has fewer all among the other's, each as often at least?"""
+    if ours.parts is None or theirs.parts is None:
+        return (ours.count, ours.total) == (theirs.count, theirs.total)
+    short, long = sorted((ours.all(), theirs.all()), key=len)
+    _, places = np.unique(np.concatenate([short, long]), return_inverse=True)
+    size = int(places.max(initial=0)) + 1
+    few, many = (np.bincount(part, minlength=size) for part in (places[: len(short)], places[len(short) :]))
+    return bool((few <= many).all())
+
+
+def _exchanged(ours: _Taken, theirs: _Taken) -> bool:
+    """Is a row that is out of place found in another place where the other side's is out of place?"""
+    count = min(ours.count, theirs.count)
+    one, two = ours.all()[:count], theirs.all()[:count]
+    differ = one != two
+    return bool(np.isin(one[differ], two[differ]).any())
+
+
+@dataclass(eq=False)
 class _Input:
     """What was found of one input. names: each side's own. shape, dtype: the reference's rows, and how both are compared.
 
     wrong: rows that are not the candidate's in the same place. axes: shapes differ in axes of one element at most.
-    left: corrections that held for all rows since the first of these. kept, sums: of the names of each side's rows.
+    left: corrections that held for all rows since the first of these. taken: the names of each side's rows; paired: those of
+    the rows with the samples that they came with. alike, unlike: of samples that were found on both sides in other places.
     """
 
     names: tuple[str, str]
@@ -157,8 +201,10 @@ class _Input:
     first: str = ""
     hashes: str = ""
     left: list[Correction] | None = None
-    kept: dict[str, list[Names]] = field(default_factory=lambda: {side: [] for side in SIDES})
-    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
+    taken: tuple[_Taken, _Taken] = field(default_factory=lambda: (_Taken(), _Taken()))
+    paired: tuple[_Taken, _Taken] = field(default_factory=lambda: (_Taken(), _Taken()))
+    alike: int = 0
+    unlike: int = 0
 
     def compare(self, ours: NDArray, theirs: NDArray, batch: int, row: int) -> None:
         """Rows [n, ...] of both sides that stand in the same places, from this row of the reference's batch on."""
@@ -183,18 +229,16 @@ class _Input:
         self.rows += len(one)
         self.chunks += 1
 
-    def take_down(self, side: str, rows: NDArray, keep: bool) -> Names:
-        """The names of the rows that came on a side; keep: until the end."""
-        names = row_names(plain(rows, self.dtype))
-        # In a sum the order does not matter: it tells whether two epochs have the same rows.
-        self.sums[side] = (self.sums[side] + int(names.sum(dtype=np.uint64))) % 2**64
-        if keep:
-            self.kept[side].append(names)
-        return names
-
-    def epoch(self, side: str) -> Names:
-        """The names of all rows of a side."""
-        return np.concatenate([np.zeros(0, dtype=np.uint64), *self.kept[side]])
+    def compare_found(self, pairs: list[tuple[NDArray, NDArray]]) -> None:
+        """Of an input that is in no order, rows [n, ...] of samples found on both sides, those of one shape together."""
+        plain_pairs = [(plain(one, self.dtype), plain(two, self.dtype)) for one, two in pairs]
+        equal = [rows_equal(one, two) for one, two in plain_pairs]
+        self.alike, self.unlike = (sum(int((same == wanted).sum()) for same in equal) for wanted in (True, False))
+        self.axes = all(one.shape == two.shape for one, two in plain_pairs)
+        first = next((pair for pair, same in zip(plain_pairs, equal, strict=True) if not same.all()), None)
+        if first is not None:
+            found = corrections(*first, self.alike > 0)
+            self.left = [one for one in found if all(one.holds(*pair) for pair in plain_pairs)]
 
     @property
     def differs(self) -> bool:
@@ -209,7 +253,7 @@ class _Input:
     @property
     def in_order(self) -> bool:
         """Does the same sample stand in every place, as far as this input tells?"""
-        return not self.wrong or self.correction is not None
+        return not self.wrong or (self.correction is not None and not self.unlike)
 
 
 def _element(ours: NDArray, theirs: NDArray) -> str:
@@ -232,8 +276,11 @@ class _Comparison:
         self.inputs: list[_Input] = []
         self.alone: list[tuple[str, str]] = []
         self.notes: list[str] = [HASHED]
-        self.pairs = dict.fromkeys(SIDES, 0)
-        self.named = True
+        # A sample is known by the input that has most in a row.
+        self.key: _Input | None = None
+        self.padding: tuple[int, ...] = ()
+        self.samples = _Taken(), _Taken()
+        self.kept = Kept(), Kept()
 
     def run(self, progress: Progress | None = None) -> None:
         """Read both to the end."""
@@ -251,10 +298,11 @@ class _Comparison:
             count = min(rows_of(batch) - start if batch else 0 for batch, start in zip(held, at, strict=True))
             if held[0] is not None and held[1] is not None:
                 self._compare(held[0], held[1], (at[0], at[1]), count, batches[0])
+            alone = held[0] is None or held[1] is None
             for side, stream in enumerate(self.streams):
                 batch = held[side]
                 at[side] += count
-                if batch is not None and (count == 0 or at[side] == rows_of(batch)):
+                if batch is not None and (alone or at[side] == rows_of(batch)):
                     held[side], at[side] = stream.next(), 0
                     batches[side] += 1
                     self._take_down(stream, held[side])
@@ -270,6 +318,10 @@ class _Comparison:
         for one, two in pairs:
             dtype = common_dtype(ours[one].dtype, theirs[two].dtype)
             self.inputs.append(_Input((one, two), ours[one].shape[1:], dtype))
+        if self.inputs:
+            self.key = max(self.inputs, key=lambda one: math.prod(one.shape))
+            both = zip((ours, theirs), self.key.names, strict=True)
+            self.padding = seen_padding(*(plain(batch[name], self.key.dtype) for batch, name in both))
 
     def _take_down(self, stream: Stream, batch: Entries | None) -> None:
         if batch is None or not self.inputs:
@@ -281,13 +333,23 @@ class _Comparison:
                 f"the {stream.side}'s batch {len(stream.sizes) - 1} holds {', '.join(batch)}, the ones before it "
                 f"{', '.join(sorted(known))}"
             )
-        if self.named and sum(stream.sizes) > MOST_NAMED:
-            self.named = False
+        if self.samples[side].parts is not None and sum(stream.sizes) > MOST_NAMED:
             self.notes.append(f"more than {MOST_NAMED:,} rows: which draw gives an order is not looked for")
-            for one in self.inputs:
-                one.kept = {name: [] for name in SIDES}
-        names = joined(one.take_down(stream.side, batch[one.names[side]], self.named) for one in self.inputs)
-        self.pairs[stream.side] = (self.pairs[stream.side] + int(names.sum(dtype=np.uint64))) % 2**64
+            for taken in (self.samples, *(pair for one in self.inputs for pair in (one.taken, one.paired))):
+                for each in taken:
+                    each.parts = None
+        names = self._names(batch, side)
+        self.samples[side].add(names)
+        self.kept[side].add(names, [batch[one.names[side]] for one in self.inputs])
+        for one in self.inputs:
+            rows = row_names(plain(batch[one.names[side]], one.dtype))
+            one.taken[side].add(rows)
+            one.paired[side].add(names * np.uint64(MIXED) + rows)
+
+    def _names(self, batch: Entries, side: int) -> Names:
+        """Which samples the rows of a batch are."""
+        assert self.key is not None
+        return sample_names(plain(batch[self.key.names[side]], self.key.dtype), self.padding)
 
     def _compare(self, ours: Entries, theirs: Entries, at: tuple[int, int], count: int, batch: int) -> None:
         for one in self.inputs:
@@ -302,14 +364,17 @@ class _Comparison:
         """The rows of the stage, and what is behind those that diverge."""
         rows = [self._batches()]
         findings: list[Finding] = []
-        if self.inputs and any(one.rows for one in self.inputs):
+        if any(one.rows for one in self.inputs):
             same = self._same_order()
-            whole = [one for one in self.inputs if not one.in_order and self._same_rows(one)]
-            parted = whole if same else whole if len(whole) > 1 and not self._same_rows(*whole) else []
-            telling = [one for one in self.inputs if not one.wrong] if same else whole[:1] if parted else whole
-            rows.append(self._order(same, telling))
-            if self.named:
-                findings += self._explain_order(same, telling, dataset, seed)
+            found = same or _same_rows(*self.samples)
+            whole = [one for one in self.inputs if not one.in_order and _same_rows(*one.taken)]
+            parted = [one for one in whole if same or (found and not _same_rows(*one.paired))]
+            for number, one in enumerate(self.inputs):
+                if not same and not one.in_order and one not in whole:
+                    one.compare_found(list(self.kept[0].pairs(self.kept[1], number)))
+            rows.append(self._order(same, found))
+            if self.samples[0].parts is not None:
+                findings += self._explain_order(same, found, dataset, seed)
             if parted:
                 row, finding = _pairing(parted)
                 rows.append(row)
@@ -325,8 +390,8 @@ class _Comparison:
 
     def _batches(self) -> TensorResult:
         ours, theirs = (stream.sizes for stream in self.streams)
-        if not ours and not theirs:
-            nothing = "neither side gave a batch: nothing was compared"
+        if not sum(ours) and not sum(theirs):
+            nothing = "neither side gave a row: nothing was compared"
             return TensorResult("data", NOTHING, NOTHING, None, "inconclusive", nothing)
         if ours == theirs:
             return _row("batches", f"{_counted(ours)} on both sides", "aligned", len(ours))
@@ -346,37 +411,22 @@ class _Comparison:
         They do where an input says so that has so many different rows that no other order would leave it as it is; or where no
         row that is out of place is found in another place.
         """
-        unsure = [one for one in self.inputs if not one.in_order]
-        if not unsure or any(one.in_order and self._tells(one) for one in self.inputs):
+        unsure = [self.samples if one is self.key else one.taken for one in self.inputs if not one.in_order]
+        if not unsure or any(one.in_order and _tells(one.taken[0]) for one in self.inputs):
             return True
-        return self.named and not any(_exchanged(one) for one in unsure)
+        return all(pair[0].parts is not None and not _exchanged(*pair) for pair in unsure)
 
-    def _tells(self, one: _Input) -> bool:
-        if not self.named:
-            return True  # of millions of rows
-        counts = np.unique(one.epoch(SIDES[0]), return_counts=True)[1]
-        return float(gammaln(counts.sum() + 1) - gammaln(counts + 1).sum()) > -log(CHANCE)
-
-    def _same_rows(self, *inputs: _Input) -> bool:
-        """Are the rows of the side that has fewer all among the other's, each as often at least?"""
-        if not self.named:
-            sums = inputs[0].sums if len(inputs) == 1 else self.pairs if len(inputs) == len(self.inputs) else {}
-            return len(set(sums.values())) <= 1
-        short, long = sorted((joined(one.epoch(side) for one in inputs) for side in SIDES), key=len)
-        _, places = np.unique(np.concatenate([short, long]), return_inverse=True)
-        size = int(places.max(initial=0)) + 1
-        few, many = (np.bincount(part, minlength=size) for part in (places[: len(short)], places[len(short) :]))
-        return bool((few <= many).all())
-
-    def _order(self, same: bool, telling: list[_Input]) -> TensorResult:
-        rows = [sum(stream.sizes) for stream in self.streams]
+    def _order(self, same: bool, found: bool) -> TensorResult:
+        ours, theirs = self.samples
+        as_far = "" if ours.count == theirs.count else ", as far as both go"
         if same:
-            as_far = "" if rows[0] == rows[1] else ", as far as both go"
-            return _row("order", f"the same samples in the same places{as_far}", "aligned", min(rows))
-        worst = max(telling or self.inputs, key=lambda one: one.wrong)
+            return _row(
+                "order", f"the same samples in the same places{as_far}", "aligned", min(ours.count, theirs.count)
+            )
+        worst = max(self.inputs, key=lambda one: one.wrong)
         reason = f"{worst.wrong:,} of {worst.rows:,} places hold another sample, {worst.first}; "
-        if telling:
-            reason += "over the epoch they are the same samples" + ("" if rows[0] == rows[1] else ", as far as both go")
+        if found:
+            reason += f"over the epoch they are the same samples{as_far}"
         else:
             reason += "the samples themselves differ, too" + (", in what was read" if self._cut() else "")
         return _row("order", reason, "diverged", worst.rows)
@@ -384,19 +434,14 @@ class _Comparison:
     def _cut(self) -> bool:
         return any(len(stream.sizes) == stream.limit for stream in self.streams)
 
-    def _explain_order(
-        self, same: bool, telling: list[_Input], dataset: Loader | None, seed: int | None
-    ) -> Iterable[Finding]:
+    def _explain_order(self, same: bool, found: bool, dataset: Loader | None, seed: int | None) -> Iterable[Finding]:
         """What `explain_order` says, samples being called by their places: in the data set, or in the reference's order."""
         ours, theirs = (stream.sizes for stream in self.streams)
-        reordered = bool(telling) and not same
-        if not reordered and ours == theirs:
+        if same and ours == theirs:
             return ()
-        names = [joined(one.epoch(side) for one in telling or self.inputs) for side in SIDES]
-        stored = None
-        if reordered:
-            stored = self._stored(telling, dataset, names[0])
-        else:  # only how they are cut is asked: what differs of a sample makes it no other one
+        names = [taken.all() for taken in self.samples]
+        stored = self._stored(dataset, names[0]) if found and not same else None
+        if same:  # only how they are cut is asked: what differs of a sample makes it no other one
             names[1] = np.concatenate([names[0][: len(names[1])], names[1][len(names[0]) :]])
         known = names[0] if stored is None else stored
         called = _numbered(np.concatenate([known, *names]))
@@ -410,8 +455,9 @@ class _Comparison:
             places = called[: len(known)]
         return explain_order(_cut_up(one, ours), _cut_up(two, theirs), dataset=places, seed=seed)
 
-    def _stored(self, telling: list[_Input], dataset: Loader | None, ours: Names) -> Names | None:
-        """The names of all samples as they are stored; None where nothing says it, or the loaders' samples are made otherwise."""
+    def _stored(self, dataset: Loader | None, ours: Names) -> Names | None:
+        """The names of all samples as they are stored; None where nothing says it, or the loaders make them otherwise."""
+        assert self.key is not None
         sources: list[Iterable[Entries]] = [stream.stored() or () for stream in self.streams]
         if dataset is not None:
             given = Stream("data set", dataset)
@@ -419,10 +465,10 @@ class _Comparison:
         for samples in sources:
             names = []
             for sample in samples:
-                side = next((side for side in (0, 1) if all(one.names[side] in sample for one in telling)), None)
+                side = next((side for side, name in enumerate(self.key.names) if name in sample), None)
                 if side is None:
                     break
-                names.append(joined(row_names(plain(sample[one.names[side]], one.dtype)) for one in telling))
+                names.append(self._names(sample, side))
             stored = np.concatenate([np.zeros(0, dtype=np.uint64), *names])
             if len(stored) and np.isin(ours, stored).all():
                 return stored
@@ -439,12 +485,12 @@ def _row(name: str, reason: str, verdict: Verdict, comparisons: int) -> TensorRe
     return TensorResult("data", name, name, None, verdict, reason, comparisons=max(comparisons, 1), **figures)
 
 
-def _exchanged(one: _Input) -> bool:
-    """Is a row that is out of place found in another place where the other side's is out of place?"""
-    ours, theirs = (one.epoch(side) for side in SIDES)
-    count = min(len(ours), len(theirs))
-    differ = ours[:count] != theirs[:count]
-    return bool(np.isin(ours[:count][differ], theirs[:count][differ]).any())
+def _tells(taken: _Taken) -> bool:
+    """Are the rows so many and so various that by chance no other order of them is the same? Of millions they are."""
+    if taken.parts is None:
+        return True
+    counts = np.unique(taken.all(), return_counts=True)[1]
+    return float(gammaln(counts.sum() + 1) - gammaln(counts + 1).sum()) > -log(CHANCE)
 
 
 def _numbered(names: Names) -> NDArray[np.int64]:
@@ -472,31 +518,42 @@ def _pairing(parted: list[_Input]) -> tuple[TensorResult, Finding]:
 
 def _judged(one: _Input, same: bool, whole: bool) -> TensorResult:
     """An input's row: what differs of it besides the order."""
-    wrong = [one.dtypes, one.shapes]
-    if one.correction is not None:
-        wrong.append(f"{one.wrong:,} of {one.rows:,} rows differ, none after {one.correction.change}; {one.first}")
-    elif one.wrong and not whole:
-        others = "other values" if same else "rows that the other side has nowhere"
-        wrong.append(f"{one.wrong:,} of {one.rows:,} rows differ, with {others}; {one.first}")
-    said = "; ".join(text for text in wrong if text)
-    values = bool(one.wrong) and not whole
-    verdict: Verdict = "diverged" if said else "aligned"
-    right = "the same rows over the epoch, in another order" if whole else "equal bits"
+    values = "" if whole else _values(one, same)
+    wrong = "; ".join(text for text in (one.dtypes, one.shapes, values) if text)
+    right = "equal bits"
+    if whole:
+        right = "the same rows over the epoch, in another order"
+    elif one.wrong:
+        right = f"equal bits in {one.alike} samples that were found on both sides"
     return TensorResult(
         "input",
         *one.names,
         (one.rows, *one.shape),
-        verdict,
-        f"{said}; {one.hashes}" if said else right,
-        max_abs=one.max_abs if values else 0.0,
-        seen=one.max_abs if values else 0.0,
-        allowed=0.0,
-        strain=inf if said else 0.0,
+        "diverged" if wrong else "aligned",
+        f"{wrong}; {one.hashes}" if wrong else right,
+        max_abs=one.max_abs if values and same else None,
+        seen=one.max_abs if values and same else None,
+        allowed=0.0 if values and same else None,
+        strain=inf if wrong else 0.0,
         dtype=str(one.dtype),
-        decided_by="bitwise" if values or not said else "metadata",
+        decided_by="bitwise" if values or not wrong else "metadata",
         comparisons=one.chunks,
-        root=bool(said) and (same or bool(one.dtypes or one.shapes)),
+        root=bool(wrong) and (same or bool(one.dtypes or one.shapes or one.unlike)),
     )
+
+
+def _values(one: _Input, same: bool) -> str:
+    """How the values of an input differ, in words; empty where they do not."""
+    if not one.wrong:
+        return ""
+    after = f", none after {one.correction.change}" if one.correction else ""
+    if not same and one.alike and not one.unlike:
+        return ""
+    if one.unlike:
+        return f"of {one.alike + one.unlike} samples that were found on both sides {one.unlike} differ in it{after}"
+    if not same:
+        return f"no sample of one side was found on the other, {one.first}"
+    return f"{one.wrong:,} of {one.rows:,} rows differ{after or ', with other values'}; {one.first}"
 
 
 def _explained(one: _Input, same: bool, whole: bool) -> Iterator[Finding]:
@@ -506,13 +563,15 @@ def _explained(one: _Input, same: bool, whole: bool) -> Iterator[Finding]:
         yield _found(one, one.dtypes, "data-dtype", Trial(f"reading it as {one.dtype}", rows, 0.0, True, "rows"))
     if one.shapes and one.axes:
         yield _found(one, one.shapes, "data-shape", Trial("leaving out axes of one element", rows, 0.0, True, "rows"))
+    symptom, differ = _values(one, same), float(one.unlike or one.wrong)
+    if not symptom or whole or not (same or one.unlike):
+        return
     if one.correction is not None:
-        trial = Trial(one.correction.change, float(one.wrong), 0.0, True, "rows that differ")
-        yield _found(one, f"{one.wrong:,} of {one.rows:,} rows differ; {one.first}", one.correction.cause, trial)
-    elif one.wrong and not whole and same:
-        finding = finding_of(
-            [], roots, f"{one.wrong:,} of {one.rows:,} rows differ; {one.first}", SIDES[1], BY_DEFINITION
+        yield _found(
+            one, symptom, one.correction.cause, Trial(one.correction.change, differ, 0.0, True, "rows that differ")
         )
+    else:
+        finding = finding_of([], roots, symptom, SIDES[1], BY_DEFINITION)
         yield replace(
             finding, remedy="compare how each side makes this input: tokens, vocabulary, transforms, random choices"
         )

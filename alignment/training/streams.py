@@ -79,18 +79,8 @@ def common_dtype(one: np.dtype, two: np.dtype) -> np.dtype:
 
 def row_names(rows: NDArray) -> Names:
     """A name for each row, uint64 [n]: equal for equal bytes, BLAKE2b's first eight."""
-    flat = np.ascontiguousarray(rows).reshape(len(rows), -1)
-    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in flat)
+    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
-
-
-def joined(names: Iterable[Names]) -> Names:
-    """One name for each row, of its names in several inputs."""
-    total: Names | None = None
-    for one in names:
-        total = one if total is None else total * np.uint64(0x9E3779B97F4A7C15) + one
-    assert total is not None
-    return total
 
 
 class Stream:

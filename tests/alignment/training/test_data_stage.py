@@ -118,6 +118,21 @@ I0, I1 = {"input 0": "diverged"}, {"input 1": "diverged"}
             id="labels otherwise in every way",
         ),
         pytest.param(
+            batches(left_padded(IDS, 9999), LABELS + 1, order=OTHER)[:-1],
+            D | DS | I0 | I1,
+            ["drop-last", "data-order", "data-padding", "data-offset"],
+            id="order, the last batch, padding and labels",
+        ),
+        pytest.param(
+            batches(IDS[:, :40], LABELS, order=OTHER), D | I0, ["data-order", "data-padding"], id="another order, cut"
+        ),
+        pytest.param(
+            batches(IDS, with_one(LABELS, (3,), LABELS[3] ^ 1), order=OTHER),
+            D | I1,
+            ["data-order", None],
+            id="another order, and one label",
+        ),
+        pytest.param(
             batches(IDS, LABELS[:, None].astype(np.int32), order=OTHER, size=10),
             D | DS | I1,
             ["batch-size", "data-order", "data-dtype", "data-shape"],
@@ -180,7 +195,9 @@ def test_other_samples_are_not_called_another_order() -> None:
     assert found(report) == ({"input 0": "diverged"}, [None])
     mixed = np.concatenate([strangers[:30], IDS[SHUFFLED[30:]]])
     report = compare_feeds(batches(IDS), batches(mixed))
-    assert found(report)[0] == {"data order": "diverged", "input 0": "diverged"}
+    assert found(report) == ({"data order": "diverged"}, [None])
+    assert "30 come on the reference side alone, 30 on the candidate's" in str(report)
+    assert "equal bits in 45 samples that were found on both sides" in str(report)
     assert "the samples themselves differ, too" in reason(report, "order")
 
 
@@ -212,6 +229,15 @@ def test_floats_that_differ_by_rounding() -> None:
 def test_nothing_to_compare_is_inconclusive() -> None:
     assert compare_feeds([], []).verdict == "inconclusive"
     assert compare_feeds(REFERENCE, []).verdict == "diverged"
+
+
+def test_a_batch_without_rows_is_one_all_the_same() -> None:
+    empty = (IDS[:0], LABELS[:0])
+    for place in (0, 3, 10):
+        report = compare_feeds(REFERENCE, [*REFERENCE[:place], empty, *REFERENCE[place:]])
+        assert found(report)[0] == {"data batches": "diverged"}
+        assert compare_feeds(*[[*REFERENCE[:place], empty, *REFERENCE[place:]]] * 2).verdict == "aligned"
+    assert compare_feeds([empty], [empty]).verdict == "inconclusive"
 
 
 def test_a_limit_reads_no_more() -> None:
