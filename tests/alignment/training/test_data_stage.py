@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import weakref
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from alignment.training.streams import array_hash, batch_hashes
 from alignment.views.html import to_html
 from alignment.views.json import SCHEMA, from_dict, to_dict, to_json
 from alignment.views.junit import to_junit
+from examples.port import loaders
 from fake_data.amazon import encode_reviews, synthetic_reviews
 
 ROWS, BATCH, SEED, LENGTH = 75, 8, 7, 300
@@ -491,3 +493,25 @@ def test_the_command(feed_module: Path, capfd: pytest.CaptureFixture, words: lis
 def test_a_name_without_a_module_is_a_usage_error(capfd: pytest.CaptureFixture) -> None:
     assert run(["feed", "reference", "m:c"]) == 2
     assert "MODULE:NAME" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------ the example
+
+
+def test_the_example_shows_what_the_page_says() -> None:
+    """Six mistakes at once, none of which hides another."""
+    report = compare_feeds(loaders.reference, loaders.first_port, seed=0)
+    causes = ["drop-last", "shuffle-rng", "data-padding", "data-dtype", "data-shape", "data-offset"]
+    assert found(report) == (DS | D | I0 | I1, causes)
+    page = (Path(__file__).parents[3] / "docs" / "training-data.md").read_text(encoding="utf-8")
+    shown = re.search(r"```text\n(.*?)```", page, re.DOTALL)
+    assert shown is not None
+    words = shown[1].split()
+    for row in report.twins[0].tensors:
+        said = iter(words)
+        assert all(word in said for word in row.reason.split()), row.reason  # in this order, between other columns
+    assert ", ".join(f"`{cause}`" for cause in causes) in page
+
+
+def test_the_examples_port_is_aligned() -> None:
+    assert compare_feeds(loaders.reference_in_order, loaders.port).verdict == "aligned"
