@@ -20,6 +20,7 @@ from functools import cached_property, partial
 from math import lgamma, log
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alignment.causes.suspect import Cause, Trial
 
@@ -112,7 +113,7 @@ def _tells(samples: Samples, tried: int) -> bool:
     return lgamma(len(set(samples)) + 1) > log(tried / CHANCE)
 
 
-def _is(suspect: DataSuspect, samples: Samples, order: Sequence[int]) -> bool:
+def _is(suspect: DataSuspect, samples: Samples, order: Sequence[int] | NDArray) -> bool:
     """Are these the data set's samples in that order, as far as they go?"""
     return len(samples) <= len(order) and all(
         suspect.dataset[index] == sample for sample, index in zip(samples, order, strict=False)
@@ -128,7 +129,7 @@ def _draw(suspect: DataSuspect, samples: Samples) -> str | None:
         for epoch in range(min(EPOCHS, 1 + MOST_DRAWN // size)):
             if workers:
                 generator.randint(0, sys.maxsize)  # Paddle draws the seed of its workers first
-            if _is(suspect, samples, generator.permutation(size).tolist()):
+            if _is(suspect, samples, generator.permutation(size)):
                 return f"epoch {epoch + 1}{' of a loader with workers' if workers else ''} after seed {suspect.seed}"
     return None
 
@@ -138,7 +139,7 @@ def _by_number(suspect: DataSuspect, samples: Samples) -> int | None:
     if not size or not _tells(samples, EPOCHS):
         return None
     for number in range(min(EPOCHS, 1 + MOST_DRAWN // size)):
-        if number != suspect.seed and _is(suspect, samples, np.random.RandomState(number).permutation(size).tolist()):
+        if number != suspect.seed and _is(suspect, samples, np.random.RandomState(number).permutation(size)):
             return number
     return None
 

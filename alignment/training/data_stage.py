@@ -342,7 +342,8 @@ class _Comparison:
         self.samples[side].add(names)
         self.kept[side].add(names, [batch[one.names[side]] for one in self.inputs])
         for one in self.inputs:
-            rows = row_names(plain(batch[one.names[side]], one.dtype))
+            whole_row = one is self.key and not self.padding
+            rows = names if whole_row else row_names(plain(batch[one.names[side]], one.dtype))
             one.taken[side].add(rows)
             one.paired[side].add(names * np.uint64(MIXED) + rows)
 

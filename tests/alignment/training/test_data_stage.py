@@ -183,12 +183,29 @@ def test_the_reason_says_the_first_batch_and_what_it_is() -> None:
     assert array_hash(REFERENCE[2][0])[:12] in said
     padded = compare_feeds(REFERENCE, batches(left_padded(IDS), LABELS, order=SHUFFLED))
     assert "padding on the right, not on the left" in reason(padded, "0")
+    cut = compare_feeds(REFERENCE, batches(IDS[:, :9], LABELS, order=SHUFFLED))
+    assert "padding to the reference's length, or cut to it on the right;" in reason(cut, "0")
     dropped = compare_feeds(REFERENCE, REFERENCE[:-1])
     assert "the first that differs is batch 9: 3 rows on the reference side, no such batch" in reason(
         dropped, "batches"
     )
     other = compare_feeds(REFERENCE, batches(IDS, LABELS, order=OTHER))
     assert "over the epoch they are the same samples" in reason(other, "order")
+
+
+def test_rows_that_lost_their_start() -> None:
+    tail = np.stack([np.pad(row[row != 0][-9:], (0, max(0, 9 - (row != 0).sum()))) for row in IDS])
+    report = compare_feeds(REFERENCE, batches(tail, LABELS, order=SHUFFLED))
+    assert found(report) == (I0, ["data-padding"])
+    assert "cut to it on the left" in reason(report, "0")
+
+
+def test_an_input_that_hardly_varies_tells_no_order() -> None:
+    ones, few = np.ones((ROWS, 4), dtype=bool), np.arange(ROWS) == 5
+    reference = batches(IDS, ones, few)
+    order = np.array([*range(5), 5, *np.random.RandomState(1).permutation(np.arange(6, ROWS))])
+    report = compare_feeds(reference, batches(IDS, ones, few, order=order))
+    assert found(report) == (D, ["data-order"])
 
 
 def test_other_samples_are_not_called_another_order() -> None:
