@@ -200,6 +200,14 @@ def test_rows_that_lost_their_start() -> None:
     assert "cut to it on the left" in reason(report, "0")
 
 
+def test_padding_alone_tells_another_order_from_other_samples() -> None:
+    """Not one row is equal, and nothing but the ids is there to tell the order by."""
+    padded = np.pad(left_padded(IDS), ((0, 0), (6, 0)))
+    report = compare_feeds(batches(IDS, order=SHUFFLED), batches(padded, order=OTHER))
+    assert found(report)[0] == D | I0
+    assert found(report)[1] == ["data-order", "data-padding"]
+
+
 def test_an_input_that_hardly_varies_tells_no_order() -> None:
     ones, few = np.ones((ROWS, 4), dtype=bool), np.arange(ROWS) == 5
     reference = batches(IDS, ones, few)
@@ -269,6 +277,15 @@ def test_a_limit_reads_no_more() -> None:
     assert "25 batches of 8" in report.twins[0].notes[0]
     cut = compare_feeds(REFERENCE, batches(IDS, LABELS, order=OTHER), limit=3)
     assert "in what was read" in reason(cut, "order")
+
+
+def test_progress_is_told_with_the_number_of_batches_where_it_is_known() -> None:
+    told: list[tuple[int, int | None]] = []
+    compare_feeds(REFERENCE, REFERENCE, progress=lambda done, total: told.append((done, total)))
+    assert told == [(number, 10) for number in range(10)]
+    told.clear()
+    compare_feeds(lambda: iter(REFERENCE), REFERENCE, limit=None, progress=lambda *said: told.append(said))
+    assert told[-1] == (9, None)
 
 
 def test_too_many_rows_to_name_are_still_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
