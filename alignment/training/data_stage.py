@@ -36,7 +36,7 @@ from alignment.explain import finding_of
 from alignment.report import NOTHING, Finding, Report, StageResult, TensorResult, TwinResult
 from alignment.reported import BY_DEFINITION, explain_order, refuse_seed
 from alignment.training.corrections import Correction, corrections, rows_equal
-from alignment.training.samples import Kept, sample_names, seen_padding
+from alignment.training.samples import Kept, Known
 from alignment.training.streams import (
     Entries,
     Loader,
@@ -278,7 +278,7 @@ class _Comparison:
         self.notes: list[str] = [HASHED]
         # A sample is known by the input that has most in a row.
         self.key: _Input | None = None
-        self.padding: tuple[int, ...] = ()
+        self.known = Known()
         self.samples = _Taken(), _Taken()
         self.kept = Kept(), Kept()
 
@@ -321,7 +321,7 @@ class _Comparison:
         if self.inputs:
             self.key = max(self.inputs, key=lambda one: math.prod(one.shape))
             both = zip((ours, theirs), self.key.names, strict=True)
-            self.padding = seen_padding(*(plain(batch[name], self.key.dtype) for batch, name in both))
+            self.known = Known.by(*(plain(batch[name], self.key.dtype) for batch, name in both))
 
     def _take_down(self, stream: Stream, batch: Entries | None) -> None:
         if batch is None or not self.inputs:
@@ -342,7 +342,7 @@ class _Comparison:
         self.samples[side].add(names)
         self.kept[side].add(names, [batch[one.names[side]] for one in self.inputs])
         for one in self.inputs:
-            whole_row = one is self.key and not self.padding
+            whole_row = one is self.key and not self.known.padding
             rows = names if whole_row else row_names(plain(batch[one.names[side]], one.dtype))
             one.taken[side].add(rows)
             one.paired[side].add(names * np.uint64(MIXED) + rows)
@@ -350,7 +350,7 @@ class _Comparison:
     def _names(self, batch: Entries, side: int) -> Names:
         """Which samples the rows of a batch are."""
         assert self.key is not None
-        return sample_names(plain(batch[self.key.names[side]], self.key.dtype), self.padding)
+        return self.known.names(plain(batch[self.key.names[side]], self.key.dtype))
 
     def _compare(self, ours: Entries, theirs: Entries, at: tuple[int, int], count: int, batch: int) -> None:
         for one in self.inputs:
@@ -430,6 +430,8 @@ class _Comparison:
             reason += f"over the epoch they are the same samples{as_far}"
         else:
             reason += "the samples themselves differ, too" + (", in what was read" if self._cut() else "")
+            if ours.parts is not None:
+                reason += f": {int(np.isin(ours.all(), theirs.all()).sum()):,} of {ours.count:,} are on both sides"
         return _row("order", reason, "diverged", worst.rows)
 
     def _cut(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -17,27 +18,36 @@ TOKENS = 32
 KEPT = 512
 
 
-def seen_padding(*sides: NDArray) -> tuple[int, ...]:
-    """What rows [n, L] of whole numbers of each side have most at one of their ends; nothing of other rows."""
-    if not all(rows.ndim == 2 and rows.dtype.kind == "i" and rows.size for rows in sides):
-        return ()
-    return tuple(sorted({max(run_at(rows, end) for end in ENDS)[1] for rows in sides}))
-
-
-def sample_names(rows: NDArray, padding: tuple[int, ...]) -> Names:
-    """A name for each row, by its first tokens between what may be padding on either side; uint64 [n].
+@dataclass(frozen=True)
+class Known:
+    """What samples are known by: their first `tokens` between what may be padding on either side; without any, the whole row.
 
     The same for both sides, so that equal rows have equal names even where `padding` is none.
     """
-    if not padding or rows.ndim != 2:
-        return row_names(rows)
-    real = np.logical_and.reduce([rows != pad for pad in padding])
-    width = rows.shape[1]
-    first = real.argmax(axis=1)
-    count = np.where(real.any(axis=1), width - real[:, ::-1].argmax(axis=1) - first, 0)
-    place = np.arange(TOKENS)
-    tokens = np.take_along_axis(rows, np.minimum(first[:, None] + place, width - 1), axis=1)
-    return row_names(np.where(place < count[:, None], tokens, padding[0]))
+
+    padding: tuple[int, ...] = ()
+    tokens: int = TOKENS
+
+    @classmethod
+    def by(cls, *sides: NDArray) -> Known:
+        """Of rows [n, L] of whole numbers of each side: 0 may be padding, and what stands in long runs at one of their ends."""
+        if not all(rows.ndim == 2 and rows.dtype.kind == "i" and rows.size for rows in sides):
+            return cls()
+        runs = [(max(run_at(rows, end) for end in ENDS), len(rows)) for rows in sides]
+        padding = {0, *(value for (length, value), count in runs if length > 1 + count / 4)}
+        return cls(tuple(sorted(padding)), min(TOKENS, *(rows.shape[1] for rows in sides)))
+
+    def names(self, rows: NDArray) -> Names:
+        """A name for each row, uint64 [n]."""
+        if not self.padding or rows.ndim != 2:
+            return row_names(rows)
+        real = np.logical_and.reduce([rows != pad for pad in self.padding])
+        width = rows.shape[1]
+        first = real.argmax(axis=1)
+        count = np.where(real.any(axis=1), width - real[:, ::-1].argmax(axis=1) - first, 0)
+        place = np.arange(self.tokens)
+        tokens = np.take_along_axis(rows, np.minimum(first[:, None] + place, width - 1), axis=1)
+        return row_names(np.where(place < count[:, None], tokens, self.padding[0]))
 
 
 class Kept:

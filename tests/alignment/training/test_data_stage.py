@@ -16,7 +16,7 @@ import orjson
 import paddle
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment import AlignmentError, Report, compare_feeds
@@ -172,6 +172,29 @@ def test_what_differs_is_named_and_nothing_else(candidate: Batches, rows: dict, 
     assert again == rows
 
 
+MISTAKES = ("drop-last", "data-order", "data-padding", "data-dtype", "data-shape", "data-offset")
+
+
+@settings(max_examples=40)
+@given(st.sets(st.sampled_from(MISTAKES)), st.integers(0, 2**32 - 1), st.sampled_from(["left", "id", "cut", "more"]))
+def test_no_mistake_hides_another_and_none_is_made_up(made: set[str], seed: int, how: str) -> None:
+    ids, labels = IDS, LABELS
+    if "data-padding" in made:
+        ids = {
+            "left": left_padded(IDS),
+            "id": np.where(IDS == 0, 9999, IDS),
+            "cut": IDS[:, :100],
+            "more": np.pad(IDS, ((0, 0), (0, 3))),
+        }[how]
+    labels = labels + 1 if "data-offset" in made else labels
+    labels = labels.astype(np.int32) if "data-dtype" in made else labels
+    labels = labels[:, None] if "data-shape" in made else labels
+    order = np.random.RandomState(seed).permutation(ROWS) if "data-order" in made else SHUFFLED
+    candidate = batches(ids, labels, order=order)
+    _, causes = found(compare_feeds(REFERENCE, candidate[:-1] if "drop-last" in made else candidate))
+    assert sorted(map(str, causes)) == sorted(made)
+
+
 def test_the_reason_says_the_first_batch_and_what_it_is() -> None:
     report = compare_feeds(REFERENCE, batches(with_one(IDS, (int(SHUFFLED[21]), 2), 77), LABELS, order=SHUFFLED))
     said = reason(report, "0")
@@ -223,11 +246,13 @@ def test_other_samples_are_not_called_another_order() -> None:
     mixed = np.concatenate([strangers[:30], IDS[SHUFFLED[30:]]])
     report = compare_feeds(batches(IDS), batches(mixed))
     assert found(report) == ({"data order": "diverged"}, [None])
+    assert reason(report, "order").endswith("the samples themselves differ, too: 45 of 75 are on both sides")
     assert "30 come on the reference side alone, 30 on the candidate's" in str(report)
     assert "equal bits in 45 samples that were found on both sides" in str(report)
     assert "the samples themselves differ, too" in reason(report, "order")
 
 
+@settings(max_examples=40)
 @given(st.permutations(range(20)), st.integers(1, 7), st.integers(1, 7), st.booleans())
 def test_rows_are_compared_however_batches_are_cut(order: list[int], one: int, two: int, as_dict: bool) -> None:
     ids = np.arange(40).reshape(20, 2)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.training.samples import KEPT, TOKENS, Kept, sample_names, seen_padding
+from alignment.training.samples import KEPT, TOKENS, Kept, Known
 from alignment.training.streams import row_names
 
 
@@ -15,12 +15,14 @@ def test_padding_is_seen_and_does_not_change_a_name() -> None:
     texts = [generator.integers(1, 90, size) for size in generator.integers(1, 60, 40)]
     right = np.stack([np.pad(text, (0, 60 - len(text))) for text in texts])
     left = np.stack([np.pad(text, (80 - len(text), 0), constant_values=99) for text in texts])
-    assert seen_padding(right, left) == (0, 99)
-    names = sample_names(right, (0, 99))
-    assert (names == sample_names(left, (0, 99))).all()
+    known = Known.by(right, left)
+    assert known == Known((0, 99), TOKENS)
+    names = known.names(right)
+    assert (names == known.names(left)).all()
     assert len(set(names.tolist())) == len(texts)
-    assert (sample_names(right[:, :TOKENS], (0, 99)) == names).all()
-    assert seen_padding(right, left.astype(float)) == seen_padding(right[:, 0], left) == ()
+    assert (known.names(right[:, :TOKENS]) == names).all()
+    assert Known.by(right[:, :7], left) == Known((0, 99), 7)
+    assert Known.by(right, left.astype(float)) == Known.by(right[:, 0], left) == Known()
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), unique=True), st.integers(0, 2))
