@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -189,7 +190,9 @@ class PaddleTrainer(BaseTrainer):
             if isinstance(own, float) and "rate" in position:
                 self._optimizer.set_lr(position["rate"])
             elif "scheduler" in position:
-                own.set_state_dict(position["scheduler"])
+                with warnings.catch_warnings():  # a warm-up's state is more than its own part knows
+                    warnings.simplefilter("ignore")
+                    own.set_state_dict(position["scheduler"])
             return
         self._scheduler = scheduler = _scheduler(self._recipe)
         if scheduler is None:
@@ -221,8 +224,13 @@ class PaddleTrainer(BaseTrainer):
         parameter, optimizer = self._parameters[full], self._optimizer
         optimizer._create_accumulators(paddle.base.framework.default_main_program().global_block(), [parameter])
         kept = optimizer._accumulators
-        for own, value in held.items():
-            kept[own][parameter.name].set_value(adapter.to_tensor(value).astype(kept[own][parameter.name].dtype))
+        for slot, value in held.items():
+            tensor = kept[slot if slot in kept else self.slots.get(slot, slot)].get(parameter.name)
+            if tensor is None:
+                raise AlignmentError(
+                    f"Paddle's {type(optimizer).__name__} keeps no {slot}: the state is of another optimizer"
+                )
+            tensor.set_value(adapter.to_tensor(value).astype(tensor.dtype))
         for power, beta in zip(
             POWERS, (getattr(optimizer, "_beta1", 0.0), getattr(optimizer, "_beta2", 0.0)), strict=True
         ):

@@ -20,6 +20,10 @@ from fake_data import Batch
 # model -> optimizer, or (optimizer, scheduler): a scheduler that is not given is not stepped.
 OwnOptimizer = Callable[[Any], Any]
 
+# kind of optimizer -> slots that it may keep
+ADAMS = frozenset({"first moment", "second moment", "largest second moment"})
+KEPT = {"sgd": frozenset({"momentum"}), "adam": ADAMS, "adamw": ADAMS}
+
 
 class BaseTrainer(ABC):
     """A `Trainer` but for the framework's own calls.
@@ -127,14 +131,20 @@ class BaseTrainer(ABC):
                 f"the optimizer's state has parameters that the model has not, or does not train: {', '.join(unknown)}; "
                 "convert it with the weights"
             )
+        odd = set() if self._own else set(state.slots) - KEPT[self._recipe.optimizer.kind]
+        if odd:
+            raise AlignmentError(
+                f"the state holds {', '.join(sorted(odd))}, which {self._recipe.optimizer.kind} does not keep: it is of "
+                "another optimizer"
+            )
         self._forget()
         for full, count in state.updates.items():
-            held = {self.slots.get(slot, slot): kept[full] for slot, kept in state.slots.items() if full in kept}
-            for own, value in held.items():
+            held = {slot: kept[full] for slot, kept in state.slots.items() if full in kept}
+            for slot, value in held.items():
                 shape = tuple(self._parameters[full].shape)
                 if value.ndim and value.shape != shape:
                     raise AlignmentError(
-                        f"the optimizer's state of {full}: {own} has shape {list(value.shape)}, the parameter has "
+                        f"the optimizer's state of {full}: {slot} has shape {list(value.shape)}, the parameter has "
                         f"{list(shape)}; convert it with the weights"
                     )
             self._fill(full, count, held)
@@ -218,7 +228,7 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def _fill(self, full: str, count: int, held: Mapping[str, NDArray]) -> None:
-        """Set what the optimizer keeps of a parameter that was updated `count` times."""
+        """Set what the optimizer keeps of a parameter that was updated `count` times, by slot."""
 
     @abstractmethod
     def _position(self) -> dict[str, Any]:

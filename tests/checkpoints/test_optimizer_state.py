@@ -153,6 +153,11 @@ def test_a_state_of_other_parameters_says_so() -> None:
         two.load_state(one.state())
     with pytest.raises(AlignmentError, match="convert it with the weights"):
         one.load_state(replace(one.state(), updates={"other": 1}))
+    for name in ("torch", "paddle"):
+        plain, same = trainer(name, RECIPES["sgd"], "float64"), trainer(name, RECIPES["adam"], "float64")
+        same.step(batches(1)[0])
+        with pytest.raises(AlignmentError, match="another optimizer"):
+            plain.load_state(same.state())
     with pytest.raises(CheckpointError, match="does not move"):
         convert_optimizer(
             OptimizerState({"momentum": {"other": np.zeros(3)}}, {"other": 1}), layout("torch", "paddle", "float64")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import paddle
 import pytest
@@ -159,6 +161,45 @@ def test_clipping_is_that_of_the_frameworks_own_functions() -> None:
             for name, tensor in trainer.weights().items():
                 np.testing.assert_allclose(tensor, changed[name], rtol=1e-13, err_msg=f"{kind} {name}")
             assert any(np.abs(before[n] - changed[n] - gradients[n]).max() > 1e-3 for n in gradients)
+
+
+def test_norms_are_right_where_the_frameworks_own_are_not() -> None:
+    """Two million float32: paddle.linalg.norm, by which its clip_grad_norm_ clips, is off by more than 1e-4."""
+    models = {
+        "torch": lambda: torch.nn.Sequential(torch.nn.Linear(3, 500), torch.nn.Linear(500, 4000)),
+        "paddle": lambda: paddle.nn.Sequential(paddle.nn.Linear(3, 500), paddle.nn.Linear(500, 4000)),
+    }
+    for trainer in pair(Recipe(clip=Clip("global norm", 0.1)), dtype="float32", models=models):
+        step = trainer.step(batches(1)[0], gradients=True)
+        for name, gradient in step.gradients.items():
+            assert step.norms[name] == pytest.approx(float(np.linalg.norm(np.float64(gradient))), rel=2e-6)
+    gradient = np.random.default_rng(0).normal(size=(1000, 2000)).astype(np.float32)
+    exact = float(np.linalg.norm(np.float64(gradient)))
+    assert abs(float(paddle.linalg.norm(paddle.to_tensor(gradient))) / exact - 1.0) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["seeded", "frozen", "own"])
+def test_dropout_in_training(kind) -> None:
+    recipe, batch = Recipe(Optimizer("sgd", 0.0)), batches(1)[0]
+    losses = []
+    for seed in (3, 4) if kind == "seeded" else (None,):
+        told = {"seeded": seed, "frozen": None, "own": "own"}[kind]
+        one, two = pair(recipe, settings={"dropout": 0.5}, dropout=told)
+        made = [[trainer.step(batch).loss for _ in range(4)] for trainer in (one, two)]
+        predicted = [trainer.predict(batch) for trainer in (one, two)]
+        np.testing.assert_allclose(*predicted, atol=1e-12)
+        losses.append(made)
+        if kind == "own":
+            assert len({*made[0], *made[1]}) == 8
+        else:
+            assert made[0] == pytest.approx(made[1], rel=1e-12)
+        if kind == "seeded":  # a new mask for each step, and the same again in the same step
+            assert len(set(made[0])) == 4
+            one.load_state(replace(one.state(), steps=0))
+            assert [one.step(batch).loss for _ in range(4)] == made[0]
+        if kind == "frozen":
+            assert len(set(made[0])) == 1
+    assert kind != "seeded" or losses[0] != losses[1]
 
 
 def test_a_factor_holds_whatever_the_schedule_makes_of_the_rate() -> None:
