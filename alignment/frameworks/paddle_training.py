@@ -84,6 +84,9 @@ class PaddleTrainer(BaseTrainer):
     def _set_model(self, mode: str, masks: Masks | None) -> None:
         adapter.set_mode(self.model, mode, masks)
 
+    def _seed(self, seed: int) -> None:
+        paddle.seed(seed)
+
     def _backward(self, batch: Batch) -> Any:
         # Gone, not zero, as torch does it: by zeros Adam would move a parameter that the batch does not use.
         adapter.clear_gradients(self._parameters)

@@ -63,6 +63,9 @@ class TorchTrainer(BaseTrainer):
     def _set_model(self, mode: str, masks: Masks | None) -> None:
         adapter.set_mode(self.model, mode, masks)
 
+    def _seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
     def _backward(self, batch: Batch) -> Any:
         self._optimizer.zero_grad(set_to_none=True)
         _, value = adapter.forward(self.model, batch, self._loss)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from glob import escape
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from alignment.errors import AlignmentError
@@ -51,7 +52,8 @@ class BaseTrainer(ABC):
         if self._dtype() == "float64":
             self._recipe = self._recipe.as_held()
         self._masks = Masks(dropout) if isinstance(dropout, int) else None
-        self._own_dropout = dropout == "own"
+        self._own_dropout = dropout == "own" or isinstance(dropout, tuple)
+        self._own_seed = dropout[1] if isinstance(dropout, tuple) else None
         self._mode = ""
         self._parameters = self._trainable()
         self._groups = {full: self._recipe.group_of(self._named(full)) for full in self._parameters}
@@ -74,6 +76,8 @@ class BaseTrainer(ABC):
         self._set_mode("train")
         if self._masks is not None:
             self._masks.restart(self._steps + 1)
+        if self._own_seed is not None:
+            self._seed(int(np.random.SeedSequence((self._own_seed, self._steps + 1)).generate_state(1)[0]))
         value = self._backward(batch)
         found = self._gradients()
         norms = self._norms(list(found.values()))
@@ -179,6 +183,10 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def _set_model(self, mode: str, masks: Masks | None) -> None: ...
+
+    @abstractmethod
+    def _seed(self, seed: int) -> None:
+        """Seed the framework's random numbers."""
 
     @abstractmethod
     def _backward(self, batch: Batch) -> Any:

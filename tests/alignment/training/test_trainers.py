@@ -202,6 +202,18 @@ def test_dropout_in_training(kind) -> None:
     assert kind != "seeded" or losses[0] != losses[1]
 
 
+def test_own_dropout_with_a_seed_is_drawn_again_by_the_steps_number() -> None:
+    for first, again in zip(
+        *(pair(Recipe(Optimizer("sgd", 0.0)), settings={"dropout": 0.5}, dropout=("own", 7)) for _ in range(2)),
+        strict=True,
+    ):
+        losses = [first.step(batches(1)[0]).loss for _ in range(4)]
+        assert len(set(losses)) == 4
+        again.load_weights(first.weights())
+        again.load_state(replace(first.state(), steps=2))
+        assert [again.step(batches(1)[0]).loss for _ in range(2)] == losses[2:]
+
+
 def test_a_factor_holds_whatever_the_schedule_makes_of_the_rate() -> None:
     schedule = Schedule("plateau", {"patience": 0, "min_lr": 0.04, "factor": 0.3})
     for trainer in pair(Recipe(Optimizer("sgd", 0.1), schedule, groups=(Group("4.*", 0.5),))):
