@@ -409,7 +409,7 @@ def _dropped(layer: Any, masks: Masks, x: Any) -> Any:
         return x * factor + summand
     # By its mode "downscale_in_infer" Paddle makes up for what is dropped in evaluation mode, and not here.
     downscaled = getattr(layer, "mode", "") == "downscale_in_infer"
-    return x * to_tensor(keep if downscaled else scaled(keep, rate)).astype(x.dtype)
+    return x * to_tensor(keep if downscaled else scaled(keep, rate, x.dtype == paddle.float32)).astype(x.dtype)
 
 
 def slots(model: Any) -> tuple[Slot, ...]:
@@ -617,7 +617,7 @@ def _differentiable(model: Any) -> Iterator[None]:
 def clear_gradients(parameters: Mapping[str, Any]) -> None:
     """Gone, not zero: Paddle's `clear_grad` leaves zeros, which could not be told from an unused parameter's."""
     for parameter in parameters.values():
-        parameter.clear_gradient(set_to_zero=False)
+        parameter.clear_gradient(False)  # set_to_zero, which it does not heed as a keyword
 
 
 def dtype_of(model: Any) -> str:
