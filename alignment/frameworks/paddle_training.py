@@ -102,6 +102,9 @@ class PaddleTrainer(BaseTrainer):
         found = ((full, p.grad) for full, p in self._parameters.items())
         return {full: gradient for full, gradient in found if gradient is not None}
 
+    def _is_sparse(self, gradient: Any) -> bool:
+        return bool(gradient.is_selected_rows())
+
     def _norms(self, gradients: Sequence[Any]) -> Any:
         # What its optimizers clip by; paddle.linalg.norm takes twenty times as long, and of ten million float32 is off by 8e-3.
         squares = [paddle.nn.clip._squared_l2_norm(gradient) for gradient in gradients]

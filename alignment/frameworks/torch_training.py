@@ -78,8 +78,11 @@ class TorchTrainer(BaseTrainer):
     def _gradients(self) -> dict[str, Any]:
         return {full: p.grad for full, p in self._parameters.items() if p.grad is not None}
 
+    def _is_sparse(self, gradient: Any) -> bool:
+        return bool(gradient.is_sparse)
+
     def _norms(self, gradients: Sequence[Any]) -> Any:
-        flat = [(gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1) for gradient in gradients]
+        flat = [gradient.reshape(-1) for gradient in gradients]
         small = [gradient for gradient in flat if gradient.numel() <= ROW]
         norms = iter(torch._foreach_norm(small) if small else ())
         found = [next(norms) if gradient.numel() <= ROW else _norm(gradient) for gradient in flat]
@@ -90,9 +93,7 @@ class TorchTrainer(BaseTrainer):
         return found
 
     def _copied(self, tensor: Any) -> Any:
-        if tensor is None:
-            return None
-        return adapter.to_numpy(tensor.to_dense() if tensor.is_sparse else tensor)
+        return None if tensor is None else adapter.to_numpy(tensor)
 
     def _clips_itself(self) -> bool:
         return False

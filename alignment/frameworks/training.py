@@ -54,7 +54,7 @@ class BaseTrainer(ABC):
         self._masks = Masks(dropout) if isinstance(dropout, int) else None
         self._own_dropout = dropout == "own" or isinstance(dropout, tuple)
         self._own_seed = dropout[1] if isinstance(dropout, tuple) else None
-        self._mode = ""
+        self._mode, self._looked = "", False
         self._parameters = self._trainable()
         self._groups = {full: self._recipe.group_of(self._named(full)) for full in self._parameters}
         self._steps = 0
@@ -80,6 +80,8 @@ class BaseTrainer(ABC):
             self._seed(int(np.random.SeedSequence((self._own_seed, self._steps + 1)).generate_state(1)[0]))
         value = self._backward(batch)
         found = self._gradients()
+        if not self._looked:
+            self._look(found)
         norms = self._norms(list(found.values()))
         copies = {full: self._copied(found.get(full)) for full in self._parameters} if gradients else None
         if self._recipe.clip is not None and found and not self._clips_itself():
@@ -95,6 +97,16 @@ class BaseTrainer(ABC):
         measured: dict[str, float | None] = dict.fromkeys(self._parameters)
         measured.update(zip(found, sizes, strict=True))
         return Step(self._steps, loss, rates, measured, copies)
+
+    def _look(self, gradients: Mapping[str, Any]) -> None:
+        """At the first gradients: sparse ones are none that both sides could clip, measure and update by alike."""
+        sparse = [full for full, gradient in gradients.items() if self._is_sparse(gradient)]
+        if sparse:
+            raise AlignmentError(
+                f"the gradient of {', '.join(sparse)} is sparse, and is updated in another way than a dense one; build the "
+                "Embedding with sparse=False"
+            )
+        self._looked = True
 
     def end_epoch(self, metric: float | None = None) -> None:
         """See `Trainer.end_epoch`."""
@@ -195,6 +207,9 @@ class BaseTrainer(ABC):
     @abstractmethod
     def _gradients(self) -> dict[str, Any]:
         """Of the parameters that have one."""
+
+    @abstractmethod
+    def _is_sparse(self, gradient: Any) -> bool: ...
 
     @abstractmethod
     def _norms(self, gradients: Sequence[Any]) -> Any:

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment import AlignmentError
-from alignment.frameworks import get_trainer
+from alignment.frameworks import get_framework, get_trainer
 from alignment.training.recipe import Clip, Group, Optimizer, Recipe, Schedule
 from alignment.training.rules import Position, Replay, rate_at
+from fake_data import Batch
 
 from .. import own_paddle, own_torch
 from .twins import assert_same_slots, assert_same_weights, batches, pair
@@ -251,9 +252,25 @@ def test_a_schedule_that_is_over_or_is_told_no_metric_says_so() -> None:
         rate_at(Schedule("onecycle", {"total_steps": 4}), 0.1, 5)
 
 
-def test_a_batch_without_a_loss_says_so() -> None:
-    from alignment.frameworks import get_framework
+def test_groups_are_said_by_the_references_names() -> None:
+    recipe = Recipe(Optimizer("sgd", 0.1), groups=(Group("head.*", 0.0),))
+    for trainer in pair(recipe, names={"4.weight": "head.weight"}):
+        before = trainer.weights()
+        trainer.step(batches(1)[0])
+        changed = {name for name, tensor in trainer.weights().items() if not np.array_equal(tensor, before[name])}
+        assert changed == before.keys() - {"4.weight"}
 
+
+@pytest.mark.parametrize("framework", [torch, paddle])
+def test_a_sparse_gradient_is_refused(framework) -> None:
+    nn, name = framework.nn, framework.__name__
+    model = get_framework(name).build(lambda: nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 4)), {})
+    trainer = get_trainer(name, model, Recipe(), loss=nn.functional.cross_entropy)
+    with pytest.raises(AlignmentError, match=r"0.weight is sparse.*sparse=False"):
+        trainer.step(Batch("b", {"ids": np.array([1, 2, 2])}, np.array([0, 1, 2])))
+
+
+def test_a_batch_without_a_loss_says_so() -> None:
     for name, target in NETS.items():
         model = get_framework(name).build(target, {}, criterion=True)
         trainer = get_trainer(name, model, Recipe(), loss="criterion")
