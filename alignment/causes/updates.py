@@ -12,8 +12,8 @@ Paddle's to what is under it. Batch norm's running variance is unbiased in torch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -61,13 +61,28 @@ class Optimizer:
     stepped: bool = True
 
 
-Rule = Callable[[Optimizer, list[Array]], Iterator[Array]]
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a rule begins with. count: updates made before; slots: as in `alignment.training.trainer.TrainerState`."""
+
+    count: int = 0
+    slots: Mapping[str, Array] = field(default_factory=dict)
+
+    def get(self, slot: str, like: Array) -> Array:
+        """One slot in float64, zeros where there is none."""
+        return np.asarray(self.slots.get(slot, np.zeros_like(like)), dtype=np.float64)
 
 
-def adam(options: Optimizer, gradients: list[Array]) -> Iterator[Array]:
+FRESH = Start()
+Rule = Callable[[Optimizer, list[Array], Start], Iterator[Array]]
+
+
+def adam(options: Optimizer, gradients: list[Array], start: Start = FRESH) -> Iterator[Array]:
     """Directions of Adam: m̂ / (√v̂ + ε)."""
-    m = v = largest = np.zeros_like(gradients[0])
-    for step, g in enumerate(gradients, 1 + options.ahead):
+    m, v, largest = (
+        start.get(slot, gradients[0]) for slot in ("first moment", "second moment", "largest second moment")
+    )
+    for step, g in enumerate(gradients, 1 + start.count + options.ahead):
         m = options.beta1 * m + (1.0 - options.beta1) * g
         v = options.beta2 * v + (1.0 - options.beta2) * g * g
         largest = np.maximum(largest, v)
@@ -77,17 +92,17 @@ def adam(options: Optimizer, gradients: list[Array]) -> Iterator[Array]:
         yield np.divide(m / (1.0 - options.beta1**step), root, out=np.zeros_like(m), where=root != 0.0)
 
 
-def sgd(options: Optimizer, gradients: list[Array]) -> Iterator[Array]:
+def sgd(options: Optimizer, gradients: list[Array], start: Start = FRESH) -> Iterator[Array]:
     """Directions of stochastic gradient descent: u ← μu + g, and with Nesterov's momentum g + μu."""
-    u = np.zeros_like(gradients[0])
+    u = start.get("momentum", gradients[0])
     for g in gradients:
         u = options.momentum * u + g
         yield g + options.momentum * u if options.nesterov else u
 
 
-def rmsprop(options: Optimizer, gradients: list[Array]) -> Iterator[Array]:
+def rmsprop(options: Optimizer, gradients: list[Array], start: Start = FRESH) -> Iterator[Array]:
     """Directions of RMSProp: u ← μu + g / (√v + ε), or g / √(v + ε) with epsilon inside."""
-    u = v = np.zeros_like(gradients[0])
+    u, v = (start.get(slot, gradients[0]) for slot in ("momentum", "second moment"))
     for g in gradients:
         v = options.rho * v + (1.0 - options.rho) * g * g
         root = np.sqrt(v + options.eps) if options.eps_place == "inside" else np.sqrt(v) + options.eps
@@ -112,11 +127,12 @@ def steps(
     gradients: Sequence[Array],
     rates: Sequence[float],
     norms: Sequence[float | None] | None = None,
+    start: Start = FRESH,
 ) -> list[Array]:
     """The changes of a tensor that a rule makes of its gradients.
 
     rates: learning rate of each step. norms: of all tensors' gradients together at each step, which clipping by the
-    global norm needs.
+    global norm needs. start: the optimizer's state before the first of them.
     """
     given = [np.float64(g) for g in gradients]
     if options.accumulated:
@@ -129,7 +145,7 @@ def steps(
     for number, g in enumerate(given):
         rate = options.factor * (rates[number] if options.stepped else rates[0])
         seen.append(g if options.decoupled else g + options.decay * w)
-        *_, direction = RULES[options.kind](options, seen)
+        *_, direction = RULES[options.kind](options, seen, start)
         step = -rate * direction - (rate * options.decay * w if options.decoupled else 0.0)
         found.append(step)
         w = w + step
@@ -145,6 +161,8 @@ class UpdateSuspect:
 
     weights: before the first step. gradients, steps: of either side, one for each step. learning_rates: of the
     reference's schedule. norms: of all gradients of the reference together, where they are known.
+    starts: weights and optimizer's state before each step, where both sides were given the same before every one; then
+    no step follows from another. rule: what the reference steps by, where that is known.
     """
 
     name: str
@@ -155,11 +173,17 @@ class UpdateSuspect:
     candidate_steps: tuple[Array, ...]
     learning_rates: tuple[float, ...]
     norms: tuple[float, ...] | None = None
+    starts: tuple[tuple[Array, Start], ...] = ()
+    rule: Optimizer | None = None
     record: str = "update"
 
     def made(self, options: Optimizer, side: str) -> Array:
         """All steps that a rule makes of one side's gradients, one after the other."""
         gradients = self.reference_gradients if side == "reference" else self.candidate_gradients
+        if self.starts:
+            norms = [None] * len(gradients) if self.norms is None else self.norms
+            given = zip(self.starts, gradients, self.learning_rates, norms, strict=True)
+            return np.stack([steps(options, w, [g], [rate], [n], start)[0] for (w, start), g, rate, n in given])
         return np.stack(steps(options, self.weights, gradients, self.learning_rates, self.norms))
 
     @cached_property
@@ -218,7 +242,7 @@ def changes(options: Optimizer) -> Iterator[Optimizer]:
     for kind in RULES:
         if kind != options.kind:
             yield replace(options, kind=kind)
-    for decay in DECAYS:
+    for decay in dict.fromkeys((options.decay, *DECAYS)):
         for decoupled in (False, True):
             yield replace(options, decay=decay, decoupled=decoupled and decay > 0.0)
     for clip in (None, "value", "norm", "global norm"):
@@ -286,7 +310,9 @@ def name_of(right: Optimizer, wrong: Optimizer) -> str:
 
 
 def right_rules(suspect: UpdateSuspect) -> list[Optimizer]:
-    """Rules that give the reference's steps: a plain one, else those that differ from one in one thing."""
+    """Rules that give the reference's steps: the known one, or a plain one, else those that differ from one in one thing."""
+    if suspect.rule is not None and _fits(suspect, suspect.rule, "reference"):
+        return [suspect.rule]
     plain = [start for start in STARTS if _fits(suspect, start, "reference")]
     if plain:
         return plain
