@@ -16,13 +16,15 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from numpy.typing import NDArray
 
 from alignment.conditions import Condition
 from alignment.errors import AlignmentError, FrameworkMissingError
 from alignment.trace import Record, Trace
+from alignment.training.recipe import Recipe
+from alignment.training.trainer import Trainer
 from checkpoints.structure import Slot
 from fake_data import Batch
 
@@ -41,6 +43,9 @@ Target = Any
 # Where the loss comes from; see `alignment.twins.Twin`. Anything else than these is a function, or names one.
 Loss = Any
 OWN_LOSS = ("model", "criterion")
+# Dropout in training: None lets everything pass, a number is the seed of masks that are the same in every framework and
+# others in every step, "own" leaves it to the framework and its random numbers.
+Dropout = int | Literal["own"] | None
 
 # Attributes of a model that was cast to a dtype or put on a device, for one that has no tensor to tell it.
 CAST_TO = "_alignment_cast_to"
@@ -329,6 +334,31 @@ def get_framework(name: str) -> Framework:
         raise FrameworkMissingError(
             f"{name} is installed but does not import: {type(error).__name__}: {error}; {remedy}"
         ) from error
+
+
+def get_trainer(
+    name: str,
+    model: Any,
+    recipe: Recipe,
+    *,
+    loss: Loss,
+    dropout: Dropout = None,
+    names: Mapping[str, str] | None = None,
+) -> Trainer:
+    """What trains a model of a framework by a recipe. It trains the model itself, not a copy.
+
+    model: what `Framework.build` gives, in evaluation mode; the trainer sets its mode. loss: as in `Framework.run`.
+    names: this side's parameters -> the reference's, for which the groups of the recipe are said; None: they are the same.
+
+    Raises:
+        AlignmentError: no adapter of that name.
+        FrameworkMissingError: the framework is not installed, or does not import.
+    """
+    get_framework(name)
+    made = importlib.import_module(f"alignment.frameworks.{name}_training").trainer(
+        model, recipe, loss=loss, dropout=dropout, names=names
+    )
+    return cast(Trainer, made)
 
 
 def reserve_threads(count: int | None = None) -> int:

@@ -10,19 +10,23 @@ DROPPED = -1.7580993408473766
 
 
 class Masks:
-    """The keep masks of one model's dropout layers: mask number k of a pass depends on the seed, k and its shape alone."""
+    """The keep masks of one model's dropout layers: mask number k of a pass depends on the seed, the step of training that
+    the pass belongs to (None: it belongs to none), k and its shape alone.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed, self._calls = seed, 0
+        self._step: int | None = None
 
-    def restart(self) -> None:
-        """A new pass through the model begins: it gets the masks of the one before."""
-        self._calls = 0
+    def restart(self, step: int | None = None) -> None:
+        """A new pass through the model begins: it gets the masks of an earlier one of the same step."""
+        self._step, self._calls = step, 0
 
     def keep(self, shape: tuple[int, ...], rate: float) -> NDArray[np.bool_]:
         """The next mask: True with probability 1 − rate. With another rate it is of the same random numbers."""
         self._calls += 1
-        return np.asarray(np.random.default_rng((self._seed, self._calls)).random(shape) >= rate)
+        entropy = (self._seed, self._calls) if self._step is None else (self._seed, self._calls, self._step)
+        return np.asarray(np.random.default_rng(entropy).random(shape) >= rate)
 
 
 def scaled(keep: NDArray[np.bool_], rate: float) -> NDArray[np.float64]:

@@ -313,7 +313,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @contextlib.contextmanager
-def _on(device: str | None) -> Iterator[None]:
+def on(device: str | None) -> Iterator[None]:
     """Have Paddle make its tensors on a device: it has one at a time for all that is made."""
     if device is None:
         yield
@@ -326,12 +326,12 @@ def _on(device: str | None) -> Iterator[None]:
         paddle.set_device(before)
 
 
-def _where_it_is(function: Function) -> Function:
+def where_it_is(function: Function) -> Function:
     """The same function of a model, run on the device that the model was put on."""
 
     @functools.wraps(function)
     def call(model: Any, *arguments: Any, **options: Any) -> Any:
-        with _on(getattr(model, PLACED_ON, None)):
+        with on(getattr(model, PLACED_ON, None)):
             return function(model, *arguments, **options)
 
     return typed("Function", call)
@@ -347,7 +347,7 @@ def build(
     device: str | None = None,
 ) -> Any:
     """A new model; see `alignment.frameworks.Framework`."""
-    with _on(device):
+    with on(device):
         model = _build(target, settings, seed, criterion, mode, dropout)
         if device is not None:
             model.to(device=device)
@@ -369,11 +369,19 @@ def _build(
                 "give loss=(torch.nn.functional.cross_entropy, paddle.nn.functional.cross_entropy), or wrap it in a class"
             )
         model.criterion = ExactCrossEntropyLoss()
+    masks = None if dropout is None else Masks(dropout)
+    set_mode(model, mode, masks)
+    if masks is not None:
+        model.register_forward_pre_hook(lambda *_: masks.restart())
+    return model
+
+
+def set_mode(model: Any, mode: str, masks: Masks | None = None) -> None:
+    """Training or evaluation mode. In the former, too, dropout layers let everything pass, or apply the masks given."""
     if mode == "train":
         model.train()
     else:
         model.eval()
-    masks = None if dropout is None else Masks(dropout)
     for layer in model.sublayers(include_self=True) if mode == "train" else ():
         if "Dropout" in layer_kind(layer):
             if masks is None or not type(layer).forward.__module__.startswith("paddle.nn"):
@@ -382,9 +390,6 @@ def _build(
                 layer.forward = partial(_dropped, layer, masks)
         elif isinstance(getattr(layer, "dropout", None), float):
             layer.dropout = 0.0
-    if masks is not None:
-        model.register_forward_pre_hook(lambda *_: masks.restart())
-    return model
 
 
 def _dropped(layer: Any, masks: Masks, x: Any) -> Any:
@@ -400,11 +405,11 @@ def _dropped(layer: Any, masks: Masks, x: Any) -> Any:
     axes = range(x.ndim) if axes is None else {axis % x.ndim for axis in ((axes,) if isinstance(axes, int) else axes)}
     keep = masks.keep(tuple(size if i in axes else 1 for i, size in enumerate(x.shape)), rate)
     if "AlphaDropout" in kind:
-        factor, summand = (_tensor(part).astype(x.dtype) for part in self_normalizing(keep, rate))
+        factor, summand = (to_tensor(part).astype(x.dtype) for part in self_normalizing(keep, rate))
         return x * factor + summand
     # By its mode "downscale_in_infer" Paddle makes up for what is dropped in evaluation mode, and not here.
     downscaled = getattr(layer, "mode", "") == "downscale_in_infer"
-    return x * _tensor(keep if downscaled else scaled(keep, rate)).astype(x.dtype)
+    return x * to_tensor(keep if downscaled else scaled(keep, rate)).astype(x.dtype)
 
 
 def slots(model: Any) -> tuple[Slot, ...]:
@@ -464,7 +469,7 @@ def read_state(model: Any) -> dict[str, NDArray]:
     return {full: to_numpy(tensor) for full, tensor in model.state_dict().items()}
 
 
-@_where_it_is
+@where_it_is
 def load_state(model: Any, tensors: Mapping[str, NDArray]) -> None:
     """Strict load, which `set_state_dict` is not; floating-point values take the dtype of the model."""
     own = model.state_dict()
@@ -478,11 +483,11 @@ def load_state(model: Any, tensors: Mapping[str, NDArray]) -> None:
     if problems:
         raise AlignmentError("paddle refuses the weights: " + "; ".join(problems))
     for full, tensor in own.items():
-        value = _tensor(tensors[full])
+        value = to_tensor(tensors[full])
         tensor.set_value(value if value.dtype == tensor.dtype else value.astype(tensor.dtype))
 
 
-@_where_it_is
+@where_it_is
 def cast(model: Any, dtype: str) -> Any:
     """All floating-point parameters and buffers in `dtype`; see `alignment.frameworks.Framework.cast`."""
     for layer in model.sublayers(include_self=True):
@@ -502,7 +507,7 @@ def cast(model: Any, dtype: str) -> Any:
     return model
 
 
-@_where_it_is
+@where_it_is
 def run(
     model: Any,
     batch: Batch,
@@ -516,13 +521,13 @@ def run(
     sink: Callable[[Record], None] | None = None,
 ) -> Trace:
     """One recorded run; see `alignment.frameworks.Framework`."""
-    _refuse_what_crashes(model)
+    refuse_what_crashes(model)
     parameters = dict(model.named_parameters())
-    _clear_gradients(parameters)
+    clear_gradients(parameters)
     before = _buffers(model) if model.training else {}
     recorder = _Recorder(_watched(model), detail, forced, sink)
-    with recorder, _to_the_last_digit(_dtype(model)), _differentiable(model) if backward else paddle.no_grad():
-        outputs, value = _forward(model, batch, loss)
+    with recorder, to_the_last_digit(dtype_of(model)), _differentiable(model) if backward else paddle.no_grad():
+        outputs, value = forward(model, batch, loss)
     after = _buffers(model) if model.training else {}
     if own_loss(loss):
         ends = [("logits", outputs)]
@@ -532,7 +537,7 @@ def run(
     if value is not None:
         recorder.keep(Record("loss", "loss", recorder.array(value)))
         if loss == "model" and not brief:
-            recorder.keep(Record("logits", "logits without targets", _without_targets(model, batch)))
+            recorder.keep(Record("logits", "logits without targets", without_targets(model, batch)))
     if backward and value is not None and not value.stop_gradient:
         given = {full: tensor for full, tensor in ends if not tensor.stop_gradient}
         for tensor in given.values():
@@ -545,12 +550,12 @@ def run(
             steps += _changes(before, after) if model.training else _statistics_step(model, batch)
         for record in steps:
             recorder.keep(record)
-        _clear_gradients(parameters)
+        clear_gradients(parameters)
     _restore_buffers(model, before)
-    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites, recorder.calls)
+    return Trace(name, dtype_of(model), tuple(recorder.records), recorder.sites, recorder.calls)
 
 
-@_where_it_is
+@where_it_is
 def train(
     model: Any,
     batches: Sequence[Batch],
@@ -567,7 +572,7 @@ def train(
         held = {full: parameter.detach().astype("float64") for full, parameter in model.named_parameters() if sink}
         optimizer.clear_grad(set_to_zero=False)
         with _differentiable(model):
-            _, value = _forward(model, batch, loss)
+            _, value = forward(model, batch, loss)
         assert value is not None
         losses.append(value.sum().item())
         value.sum().backward()
@@ -579,11 +584,11 @@ def train(
             sink(len(losses), Record("update", full, to_numpy(change)))
     for full, tensor in model.state_dict().items():
         tensor.set_value(before[full])
-    _clear_gradients(dict(model.named_parameters()))
+    clear_gradients(dict(model.named_parameters()))
     return losses
 
 
-def _refuse_what_crashes(model: Any) -> None:
+def refuse_what_crashes(model: Any) -> None:
     """A kernel that takes the process with it can't be run to see what it does."""
     for path, layer in model.named_sublayers(include_self=True):
         if isinstance(layer, nn.layer.rnn.RNNBase) and layer.could_use_cudnn:
@@ -609,13 +614,13 @@ def _differentiable(model: Any) -> Iterator[None]:
             layer.training, layer.dropout = False, rate
 
 
-def _clear_gradients(parameters: Mapping[str, Any]) -> None:
+def clear_gradients(parameters: Mapping[str, Any]) -> None:
     """Gone, not zero: Paddle's `clear_grad` leaves zeros, which could not be told from an unused parameter's."""
     for parameter in parameters.values():
         parameter.clear_gradient(set_to_zero=False)
 
 
-def _dtype(model: Any) -> str:
+def dtype_of(model: Any) -> str:
     """The floating-point dtype a model computes in: its tensors', or what it was cast to where it has none."""
     floating = (
         _named(tensor.dtype) for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()
@@ -625,10 +630,10 @@ def _dtype(model: Any) -> str:
 
 def _given(model: Any, batch: Batch) -> tuple[list[Any], dict[str, Any], Any]:
     """Arguments, keywords and targets as tensors, floating-point ones in the model's dtype."""
-    dtype = _dtype(model)
+    dtype = dtype_of(model)
 
     def tensor(array: NDArray) -> Any:
-        made = _tensor(array)
+        made = to_tensor(array)
         return made.astype(dtype) if made.is_floating_point() else made
 
     inputs = {full: tensor(array) for full, array in batch.inputs.items()}
@@ -639,7 +644,7 @@ def _given(model: Any, batch: Batch) -> tuple[list[Any], dict[str, Any], Any]:
     return arguments, keywords, nested if targets is None else targets
 
 
-def _forward(model: Any, batch: Batch, loss: Loss) -> tuple[Any, Any | None]:
+def forward(model: Any, batch: Batch, loss: Loss) -> tuple[Any, Any | None]:
     arguments, keywords, targets = _given(model, batch)
     if not own_loss(loss):
         outputs = model(*arguments, **keywords)
@@ -660,15 +665,15 @@ def _forward(model: Any, batch: Batch, loss: Loss) -> tuple[Any, Any | None]:
 def _directed(outputs: Any) -> Any | None:
     """The sum of all outputs with a gradient, each element times a fixed number of its own."""
     found = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, paddle.Tensor) and leaf.is_floating_point()]
-    parts = [(leaf * _tensor(directions(leaf.shape, i)).astype(leaf.dtype)).sum() for i, leaf in enumerate(found)]
+    parts = [(leaf * to_tensor(directions(leaf.shape, i)).astype(leaf.dtype)).sum() for i, leaf in enumerate(found)]
     return paddle.stack([part.astype(parts[0].dtype) for part in parts]).sum() if parts else None
 
 
 @paddle.no_grad()  # type: ignore[untyped-decorator]
-def _without_targets(model: Any, batch: Batch) -> NDArray:
+def without_targets(model: Any, batch: Batch) -> NDArray:
     """The logits of the call that predicts, which is another path through forward than the call that trains."""
     arguments, keywords, _ = _given(model, batch)
-    with _to_the_last_digit(_dtype(model)):
+    with to_the_last_digit(dtype_of(model)):
         return to_numpy(model(*arguments, **keywords))
 
 
@@ -721,7 +726,7 @@ class _Recorder(Recorder):
         return copied
 
     def like(self, value: NDArray, tensor: Any) -> Any:
-        return _tensor(value).astype(tensor.dtype)
+        return to_tensor(value).astype(tensor.dtype)
 
     def leaf(self, tensor: Any) -> tuple[Any, Any]:
         tensor.stop_gradient = False
@@ -767,7 +772,7 @@ def _statistics_step(model: Any, batch: Batch) -> list[Record]:
         for layer in layers:
             layer.train()
         arguments, keywords, _ = _given(model, batch)
-        with _to_the_last_digit(_dtype(model)):
+        with to_the_last_digit(dtype_of(model)):
             model(*arguments, **keywords)
     except ValueError:  # a batch of one value a channel has no variance
         return []
@@ -803,8 +808,8 @@ def cross_entropy(
 ) -> NDArray:
     """paddle.nn.functional.cross_entropy."""
     options: dict[str, Any] = {} if ignore_index is None else {"ignore_index": ignore_index}
-    flat = _tensor(logits).flatten(0, -2)
-    return to_numpy(nn.functional.cross_entropy(flat, _tensor(targets).flatten(), reduction=reduction, **options))
+    flat = to_tensor(logits).flatten(0, -2)
+    return to_numpy(nn.functional.cross_entropy(flat, to_tensor(targets).flatten(), reduction=reduction, **options))
 
 
 def set_option(model: Any, kind: str, option: str, value: Any) -> list[str]:
@@ -849,7 +854,7 @@ def replace_gradient(model: Any, parameter: str, replace: Callable[[NDArray], ND
     """Replace one parameter's gradient in every backward pass to come."""
 
     def swap(tensor: Any) -> Any:
-        return _tensor(replace(to_numpy(tensor))).astype(tensor.dtype)
+        return to_tensor(replace(to_numpy(tensor))).astype(tensor.dtype)
 
     dict(model.named_parameters())[parameter].register_hook(swap)
 
@@ -860,7 +865,7 @@ def replace_input(model: Any, path: str, position: int, replace: Callable[[NDArr
     def swap(_layer: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         given = to_numpy(arguments[position])
         value = replace(given)
-        changed = arguments[position] if value is given else _tensor(value).astype(arguments[position].dtype)
+        changed = arguments[position] if value is given else to_tensor(value).astype(arguments[position].dtype)
         return (*arguments[:position], changed, *arguments[position + 1 :])
 
     _sublayer(model, path).register_forward_pre_hook(swap)
@@ -874,7 +879,7 @@ def to_numpy(tensor: Any) -> NDArray:
     return array
 
 
-def _tensor(array: NDArray) -> Any:
+def to_tensor(array: NDArray) -> Any:
     array = np.array(array)
     if array.dtype == ml_dtypes.bfloat16:
         return paddle.to_tensor(array.view(np.uint16), dtype="bfloat16")
@@ -911,7 +916,7 @@ _exact = False
 
 
 @contextlib.contextmanager
-def _to_the_last_digit(dtype: str) -> Iterator[None]:
+def to_the_last_digit(dtype: str) -> Iterator[None]:
     global _exact
     before, _exact = _exact, dtype == "float64"
     try:

@@ -189,8 +189,19 @@ def build(
                 "give loss=(torch.nn.functional.cross_entropy, paddle.nn.functional.cross_entropy), or wrap it in a class"
             )
         model.criterion = nn.CrossEntropyLoss()
-    model.train(mode == "train")
     masks = None if dropout is None else Masks(dropout)
+    set_mode(model, mode, masks)
+    if masks is not None:
+        model.register_forward_pre_hook(lambda *_: masks.restart())
+    if device is not None:
+        setattr(model, PLACED_ON, device.replace("gpu", "cuda"))
+        model.to(getattr(model, PLACED_ON))
+    return model
+
+
+def set_mode(model: nn.Module, mode: str, masks: Masks | None = None) -> None:
+    """Training or evaluation mode. In the former, too, dropout layers let everything pass, or apply the masks given."""
+    model.train(mode == "train")
     for module in model.modules() if mode == "train" else ():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             if masks is None or not type(module).forward.__module__.startswith("torch.nn"):
@@ -199,12 +210,6 @@ def build(
                 module.forward = partial(_dropped, module, masks)
         elif isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0  # type: ignore[assignment]
-    if masks is not None:
-        model.register_forward_pre_hook(lambda *_: masks.restart())
-    if device is not None:
-        setattr(model, PLACED_ON, device.replace("gpu", "cuda"))
-        model.to(getattr(model, PLACED_ON))
-    return model
 
 
 def _dropped(layer: Any, masks: Masks, x: torch.Tensor) -> torch.Tensor:
@@ -218,9 +223,9 @@ def _dropped(layer: Any, masks: Masks, x: torch.Tensor) -> torch.Tensor:
         shape = (*shape[:kept], *(1 for _ in shape[kept:]))
     keep = masks.keep(shape, layer.p)
     if isinstance(layer, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
-        factor, summand = (_tensor(part).to(x) for part in self_normalizing(keep, layer.p))
+        factor, summand = (to_tensor(part).to(x) for part in self_normalizing(keep, layer.p))
         return x.mul_(factor).add_(summand) if layer.inplace else x * factor + summand
-    factor = _tensor(scaled(keep, layer.p)).to(x)
+    factor = to_tensor(scaled(keep, layer.p)).to(x)
     return x.mul_(factor) if layer.inplace else x * factor
 
 
@@ -271,7 +276,7 @@ def read_state(model: nn.Module) -> dict[str, NDArray]:
 def load_state(model: nn.Module, tensors: Mapping[str, NDArray]) -> None:
     """Strict load; floating-point values take the dtype of the model."""
     try:
-        model.load_state_dict({full: _tensor(value) for full, value in tensors.items()}, strict=True)
+        model.load_state_dict({full: to_tensor(value) for full, value in tensors.items()}, strict=True)
     except RuntimeError as error:
         raise AlignmentError(f"torch refuses the weights: {error}") from error
 
@@ -306,7 +311,7 @@ def run(
     before = _buffers(model) if model.training else {}
     recorder = _Recorder(_watched(model), detail, forced, sink)
     with recorder, torch.set_grad_enabled(backward):
-        outputs, value = _forward(model, batch, loss)
+        outputs, value = forward(model, batch, loss)
     after = _buffers(model) if model.training else {}
     if own_loss(loss):
         ends = [("logits", outputs)]
@@ -316,7 +321,7 @@ def run(
     if value is not None:
         recorder.keep(Record("loss", "loss", recorder.array(value)))
         if loss == "model" and not brief:
-            recorder.keep(Record("logits", "logits without targets", _without_targets(model, batch)))
+            recorder.keep(Record("logits", "logits without targets", without_targets(model, batch)))
     if backward and value is not None and value.requires_grad:
         given = {full: tensor for full, tensor in ends if tensor.requires_grad}
         for tensor in given.values():
@@ -331,7 +336,7 @@ def run(
             recorder.keep(record)
         model.zero_grad(set_to_none=True)
     _restore_buffers(model, before)
-    return Trace(name, _dtype(model), tuple(recorder.records), recorder.sites, recorder.calls)
+    return Trace(name, dtype_of(model), tuple(recorder.records), recorder.sites, recorder.calls)
 
 
 def train(
@@ -349,7 +354,7 @@ def train(
     for batch in batches:
         held = {full: parameter.detach().double().clone() for full, parameter in model.named_parameters() if sink}
         optimizer.zero_grad()
-        _, value = _forward(model, batch, loss)
+        _, value = forward(model, batch, loss)
         assert value is not None
         losses.append(value.sum().item())
         torch.autograd.backward(value.sum())
@@ -362,7 +367,7 @@ def train(
     return losses
 
 
-def _dtype(model: nn.Module) -> str:
+def dtype_of(model: nn.Module) -> str:
     """The floating-point dtype a model computes in: its tensors', or what it was cast to where it has none."""
     tensors = (*model.parameters(), *model.buffers())
     floating = (str(tensor.dtype) for tensor in tensors if tensor.is_floating_point())
@@ -373,10 +378,10 @@ def _given(model: nn.Module, batch: Batch) -> tuple[list[Any], dict[str, Any], A
     """Arguments, keywords and targets as tensors, floating-point ones in the model's dtype."""
     own = (tensor.device for tensor in (*model.parameters(), *model.buffers()))
     device = next(own, torch.device(getattr(model, PLACED_ON, "cpu")))
-    dtype = getattr(torch, _dtype(model))
+    dtype = getattr(torch, dtype_of(model))
 
     def tensor(array: NDArray) -> torch.Tensor:
-        made = _tensor(array).to(device)
+        made = to_tensor(array).to(device)
         return made.to(dtype) if made.is_floating_point() else made
 
     inputs = {full: tensor(array) for full, array in batch.inputs.items()}
@@ -387,7 +392,7 @@ def _given(model: nn.Module, batch: Batch) -> tuple[list[Any], dict[str, Any], A
     return arguments, keywords, nested if targets is None else targets
 
 
-def _forward(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Any, torch.Tensor | None]:
+def forward(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Any, torch.Tensor | None]:
     arguments, keywords, targets = _given(model, batch)
     if not own_loss(loss):
         outputs = model(*arguments, **keywords)
@@ -409,12 +414,12 @@ def _forward(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Any, torch.Ten
 def _directed(outputs: Any) -> torch.Tensor | None:
     """The sum of all outputs with a gradient, each element times a fixed number of its own."""
     found = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
-    parts = [(leaf * _tensor(directions(leaf.shape, i)).to(leaf)).sum() for i, leaf in enumerate(found)]
+    parts = [(leaf * to_tensor(directions(leaf.shape, i)).to(leaf)).sum() for i, leaf in enumerate(found)]
     return torch.stack([part.to(parts[0].dtype) for part in parts]).sum() if parts else None
 
 
 @torch.no_grad()
-def _without_targets(model: nn.Module, batch: Batch) -> NDArray:
+def without_targets(model: nn.Module, batch: Batch) -> NDArray:
     """The logits of the call that predicts, which is another path through forward than the call that trains."""
     arguments, keywords, _ = _given(model, batch)
     return to_numpy(model(*arguments, **keywords))
@@ -463,7 +468,7 @@ class _Recorder(Recorder):
         return copied
 
     def like(self, value: NDArray, tensor: torch.Tensor) -> torch.Tensor:
-        return _tensor(value).to(tensor)
+        return to_tensor(value).to(tensor)
 
     def leaf(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return tensor.requires_grad_(), tensor.clone()
@@ -536,8 +541,8 @@ def cross_entropy(
 ) -> NDArray:
     """torch.nn.functional.cross_entropy."""
     options: dict[str, Any] = {} if ignore_index is None else {"ignore_index": ignore_index}
-    flat = _tensor(logits).flatten(0, -2)
-    return to_numpy(nn.functional.cross_entropy(flat, _tensor(targets).flatten(), reduction=reduction, **options))
+    flat = to_tensor(logits).flatten(0, -2)
+    return to_numpy(nn.functional.cross_entropy(flat, to_tensor(targets).flatten(), reduction=reduction, **options))
 
 
 def set_option(model: nn.Module, kind: str, option: str, value: Any) -> list[str]:
@@ -579,7 +584,7 @@ def replace_gradient(model: nn.Module, parameter: str, replace: Callable[[NDArra
     """Replace one parameter's gradient in every backward pass to come."""
 
     def swap(tensor: torch.Tensor) -> torch.Tensor:
-        return _tensor(replace(to_numpy(tensor))).to(tensor)
+        return to_tensor(replace(to_numpy(tensor))).to(tensor)
 
     model.get_parameter(parameter).register_hook(swap)  # type: ignore[no-untyped-call]
 
@@ -590,7 +595,7 @@ def replace_input(model: nn.Module, path: str, position: int, replace: Callable[
     def swap(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         given = to_numpy(arguments[position])
         value = replace(given)
-        changed = arguments[position] if value is given else _tensor(value).to(arguments[position])
+        changed = arguments[position] if value is given else to_tensor(value).to(arguments[position])
         return (*arguments[:position], changed, *arguments[position + 1 :])
 
     model.get_submodule(path).register_forward_pre_hook(swap)
@@ -604,7 +609,7 @@ def to_numpy(tensor: torch.Tensor) -> NDArray:
     return np.array(tensor.numpy())
 
 
-def _tensor(array: NDArray) -> torch.Tensor:
+def to_tensor(array: NDArray) -> torch.Tensor:
     array = np.ascontiguousarray(array).reshape(array.shape)
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)

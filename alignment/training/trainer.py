@@ -15,8 +15,8 @@ from fake_data import Batch
 class Step:
     """What one training step did.
 
-    number: from 1. loss: before the update. rates: the learning rate that each group of parameters was updated with, in
-    the recipe's order. norms: parameter -> Euclidean norm of its gradient before clipping, None where it has none.
+    number: from 1. loss: before the update. rates: the learning rate of the parameters in no group, then that of each of the
+    recipe's groups. norms: trainable parameter -> Euclidean norm of its gradient before clipping, None where it has none.
     gradients: the same gradients themselves, where they were asked for.
     """
 
@@ -33,11 +33,13 @@ class TrainerState:
 
     steps: updates made so far. slots: ``"momentum"``, ``"first moment"``, ``"second moment"`` or ``"largest second moment"`` ->
     parameter's name -> array in that parameter's own layout and dtype. schedule: the schedule's position, JSON values.
+    updates: parameter's name -> how often it was updated: fewer times than there were steps where it had no gradient in some.
     """
 
     steps: int = 0
     slots: Mapping[str, Mapping[str, NDArray]] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)
+    updates: Mapping[str, int] = field(default_factory=dict)
 
 
 class Trainer(Protocol):
