@@ -316,9 +316,9 @@ def _look(curves: Curves, company: Company, moment: Moment, found: tuple[dict[st
         suspicious = not series.gradient[-1] <= noise + floor
         if suspicious:
             series.suspicious.append(moment.number)
-        if found[0].get(label) is not None and found[1].get(label) is not None:
-            if due or (suspicious and len(series.suspicious) <= LOOKS):
-                wanted.append(label)
+        both = found[0].get(label) is not None and found[1].get(label) is not None
+        if both and (due or (suspicious and len(series.suspicious) <= LOOKS)):
+            wanted.append(label)
     if company.truth is not None and wanted:
         exact = company.truth(moment.before, moment.state, moment.batch)
         scale = max((float(np.abs(value).max(initial=0.0)) for value in exact[0].values()), default=0.0)

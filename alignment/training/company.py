@@ -1,0 +1,156 @@
+"""The live twin as a `Company`: trainers of both sides, and how their tensors and optimizer states correspond."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+import checkpoints
+from alignment.compare import EPS32, EPS64
+from alignment.correspondence import first_names
+from alignment.errors import AlignmentError
+from alignment.experiment import Experiment, State, moved_by_one_ulp, plant
+from alignment.frameworks import Dropout, get_trainer
+from alignment.stages import no_weights
+from alignment.training.curves import Company
+from alignment.training.faults import TrainingFault
+from alignment.training.lockstep import Link, Tensors
+from alignment.training.recipe import Optimizer, Recipe
+from alignment.training.trainer import Trainer, TrainerState
+from checkpoints import Layout, undo
+from fake_data import Batch
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Makes the trainers of a twin.
+
+    weights: the reference's, float32, which every trainer begins with. dropout: as `get_trainer` takes it. faults: of the
+    training, planted on the candidate besides those of the experiment.
+    """
+
+    experiment: Experiment
+    recipe: Recipe
+    weights: State
+    dropout: Dropout = None
+    faults: tuple[TrainingFault, ...] = ()
+
+    def make(self, side: str, dtype: str, recipe: Recipe | None = None) -> Trainer:
+        """A fresh trainer with the weights to begin with; the candidate's with the planted faults."""
+        experiment = self.experiment
+        framework, _ = experiment.side(side)
+        model, candidate = experiment.build(side), side == "candidate"
+        if dtype != "float32":
+            model = framework.cast(model, dtype)
+        names = None
+        if candidate:
+            plant(experiment, model)
+            assert experiment.layout is not None
+            names = {move.target: move.source for move in experiment.layout.moves}
+            for fault in self.faults:
+                if fault.plant is not None:
+                    fault.plant(framework, model)
+        framework.load_state(model, experiment.candidate_state(self.weights) if candidate else self.weights)
+        chosen = recipe or self.recipe
+        for fault in self.faults if candidate and recipe is None else ():
+            chosen = chosen if fault.recipe is None else fault.recipe(chosen)
+        made = get_trainer(framework.name, model, chosen, loss=experiment.loss(side), dropout=self.dropout, names=names)
+        for fault in self.faults if candidate and recipe is None else ():
+            made = made if fault.trainer is None else fault.trainer(made)
+        return made
+
+
+def company_of(sides: Sides, dtype: str, summands: int) -> Company:
+    """Everybody who takes part in the curves of one dtype.
+
+    Raises:
+        AlignmentError: the candidate can't be given the reference's weights.
+    """
+    experiment = sides.experiment
+    layout = experiment.layout
+    if layout is None:
+        raise AlignmentError(no_weights(experiment).reason)
+    exact = dtype == "float64"
+    return Company(
+        reference=lambda: sides.make("reference", dtype),
+        candidate=lambda: sides.make("candidate", dtype),
+        link=link_of(experiment, layout, dtype),
+        owners=_owners(experiment, layout),
+        moved=lambda weights, number: moved_by_one_ulp(dict(weights), experiment.options.seed + number),
+        recipe=sides.recipe.as_held() if exact else sides.recipe,
+        eps=EPS64 if exact else EPS32,
+        truth=None if exact else _Truth(sides, layout),
+        summands=summands,
+    )
+
+
+def link_of(experiment: Experiment, layout: Layout, dtype: str = "float32") -> Link:
+    """How a candidate's tensors correspond to the reference's."""
+    if dtype != "float32":
+        layout = checkpoints.retype(layout, {move.source: dtype for move in layout.moves})
+    moves = {move.target: move for move in layout.moves}
+
+    def labelled(tensors: Tensors) -> dict[str, NDArray]:
+        wanted = {move.label for move in layout.moves}
+        parts = checkpoints.split(dict(tensors), layout)
+        return {label: value for label, value in parts.items() if label in wanted}
+
+    def taken(tensors: Tensors) -> dict[str, NDArray]:
+        return {moves[name].label: undo(value, moves[name]) for name, value in tensors.items() if name in moves}
+
+    def given(tensors: Tensors) -> dict[str, NDArray]:
+        return experiment.converted(dict(tensors), layout)
+
+    def state(state: TrainerState) -> TrainerState:
+        slots = {slot: _converted(tensors, layout) for slot, tensors in state.slots.items()}
+        counts = {move.target: state.updates[move.source] for move in layout.moves if move.source in state.updates}
+        return replace(state, slots=slots, updates=counts)
+
+    return Link(labelled, given, taken, state)
+
+
+def _converted(tensors: Mapping[str, NDArray], layout: Layout) -> dict[str, NDArray]:
+    """Tensors of some parameters, moved as their parameters are."""
+    moves = tuple(move for move in layout.moves if move.source in tensors)
+    part = replace(layout, moves=moves, dropped=(), filled=(), source_ties=(), target_ties=())
+    return checkpoints.convert({move.source: tensors[move.source] for move in moves}, part)
+
+
+def _owners(experiment: Experiment, layout: Layout) -> dict[str, str]:
+    slots = {slot.name: slot for slot in experiment.slots}
+    ties = first_names(slots.values(), {move.label for move in layout.moves})
+    return {
+        move.label: move.source
+        for move in layout.moves
+        if slots[move.label].role == "parameter" and ties[move.label] is None
+    }
+
+
+class _Truth:
+    """Both sides' gradients in float64, of a batch and of weights as they are at some step."""
+
+    def __init__(self, sides: Sides, layout: Layout) -> None:
+        self._sides, self._layout = sides, layout
+        self._trainers: tuple[Trainer, Trainer] | None = None
+
+    def __call__(
+        self, weights: Tensors, state: TrainerState, batch: Batch
+    ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
+        still = Recipe(Optimizer("sgd", learning_rate=0.0))
+        if self._trainers is None:
+            self._trainers = (
+                self._sides.make("reference", "float64", still),
+                self._sides.make("candidate", "float64", still),
+            )
+        link = link_of(self._sides.experiment, self._layout, "float64")
+        wide = {name: value.astype(np.float64) if value.dtype.kind == "f" else value for name, value in weights.items()}
+        found = []
+        for trainer, given in zip(self._trainers, (wide, link.given(wide)), strict=True):
+            trainer.load_weights(given)
+            trainer.load_state(TrainerState(state.steps))  # whose number the masks of dropout depend on
+            step = trainer.step(batch, gradients=True)
+            found.append({name: value for name, value in (step.gradients or {}).items() if value is not None})
+        return link.labelled(found[0]), link.taken(found[1])
