@@ -257,10 +257,11 @@ def make_training(
     synthetic = data == "synthetic"
     if not synthetic:
         _refuse_damaged(Path(data))
-    limit = {"max_size": max(1, int(settings[twin.vocabulary]) - 2), "order": "frequency"} if fixed else {}
+    # The ids besides words are padding, and one for all that is left out.
+    most = max(1, int(settings[twin.vocabulary]) - 2) if fixed else None
     wanted = steps * batch_size
     source: Any = synthetic_reviews(wanted, seed) if synthetic else data
-    reviews = encode_reviews(source, length=length, max_reviews=wanted, **limit)
+    reviews = encode_reviews(source, length=length, max_reviews=wanted, max_size=most)
     whole = len(reviews.labels) // batch_size
     if not whole:
         raise AlignmentError(

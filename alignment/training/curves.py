@@ -249,10 +249,12 @@ def _synced(curves: Curves, company: Company, moment: Moment) -> None:
         series.update.append(distance(after[1], after[0]))
         series.update_noise.append(distance(after[2], after[0]))
         series.update_size.append(_norm(updates[0]))
-        one, two = (_some(gradients.get(label)) for gradients in found[:2])
+        one, two = (gradients.get(label) for gradients in found[:2])
         if one is None or two is None:
-            series.gradient.append(0.0 if one is two else math.inf)
-            series.missing += [] if one is two else [moment.number]
+            # A gradient of zeros is as good as none: frameworks differ in which they give to what is not used.
+            lacking = any(value is not None and np.any(value) for value in (one, two))
+            series.gradient.append(math.inf if lacking else 0.0)
+            series.missing += [moment.number] if lacking else []
             for figures in (series.noise, series.size, series.excess, series.ours):
                 figures.append(0.0)
             continue
@@ -271,8 +273,11 @@ def _synced(curves: Curves, company: Company, moment: Moment) -> None:
                     rule, weights, gradients[side], updates[side], rates[side], norms[side], start, company.eps
                 )
             )
-        if series.excess[-1] > 1.0:
-            _keep(curves, label, Kept(moment.number, weights, start, gradients, updates, rates, norms[0]))
+        kept = Kept(moment.number, weights, start, gradients, updates, rates, norms[0])
+        # Kept from here on: what a step did wrong, or a gradient far from the reference's and from its noise.
+        far = series.gradient[-1] > max(1e-3 * series.size[-1], 100.0 * series.noise[-1])
+        if series.excess[-1] > 1.0 or far or label in curves.kept:
+            _keep(curves, label, kept)
     _look(curves, company, moment, found)
 
 
@@ -358,11 +363,6 @@ def _keep(curves: Curves, label: str, kept: Kept) -> None:
 
 def _present(step: Step) -> dict[str, NDArray]:
     return {name: value for name, value in (step.gradients or {}).items() if value is not None}
-
-
-def _some(gradient: NDArray | None) -> NDArray | None:
-    """A gradient of zeros is as good as none: frameworks differ in which they give to what is not used."""
-    return gradient if gradient is not None and np.any(gradient) else None
 
 
 def _total(step: Step) -> float:
