@@ -1,18 +1,16 @@
 """Steps of an optimizer and of running statistics that are not the reference's though the gradients are.
 
-A step is explained by rules: one `Optimizer` gives the reference's steps from its gradients, another that differs in one
+A step is explained by rules: one `Rule` gives the reference's steps from its gradients, another that differs in one
 thing gives the candidate's from its own. That one thing is the cause, and taking its effect away proves it.
 
-Sources: Adam is Kingma and Ba, arXiv 1412.6980, algorithm 1 (its "unscaled" epsilon is ε̂ of section 2); decoupled decay
-Loshchilov and Hutter, arXiv 1711.05101, algorithm 2; AMSGrad Reddi et al., arXiv 1904.09237. RMSProp, momentum and the
-three kinds of clipping are as torch's and Paddle's documentation have them: torch's RMSProp adds epsilon to the root,
-Paddle's to what is under it. Batch norm's running variance is unbiased in torch (N − 1) and biased in Paddle (N).
+The rules are those of `alignment.training.rules`. Batch norm's running variance is unbiased in torch (N − 1) and biased in
+Paddle (N).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from alignment.causes.gradients import factor_of, is_round
 from alignment.causes.suspect import AMBIGUOUS, Cause, Trial, relative
+from alignment.training.rules import RULES, Rule, steps
 
 Array = NDArray
 
@@ -29,111 +28,6 @@ Array = NDArray
 FITS = 2e-5
 # What is left of a difference, as a share of it, where a rule explains it.
 LEFT = 0.01
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """A rule that makes steps of gradients.
-
-    kind: "adam", "sgd" (with or without momentum) or "rmsprop". factor: of the learning rate. beta1, beta2, rho: decay of
-    the averages. eps, and eps_place: "outside" the root, "inside" it, or "unscaled" (outside, before the bias correction).
-    decay: of the weights; decoupled from the gradient or added to it (L2). amsgrad: the largest second moment so far.
-    ahead: steps by which the bias correction is ahead. clip: "value", "norm", "global norm" or None, and at what.
-    accumulated: are gradients summed up over steps? stepped: does the learning rate follow its schedule?
-    """
-
-    kind: str = "adam"
-    factor: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    rho: float = 0.99
-    eps: float = 1e-8
-    eps_place: str = "outside"
-    momentum: float = 0.0
-    nesterov: bool = False
-    decay: float = 0.0
-    decoupled: bool = False
-    amsgrad: bool = False
-    ahead: int = 0
-    clip: str | None = None
-    clip_at: float = 1.0
-    accumulated: bool = False
-    stepped: bool = True
-
-
-Rule = Callable[[Optimizer, list[Array]], Iterator[Array]]
-
-
-def adam(options: Optimizer, gradients: list[Array]) -> Iterator[Array]:
-    """Directions of Adam: m̂ / (√v̂ + ε)."""
-    m = v = largest = np.zeros_like(gradients[0])
-    for step, g in enumerate(gradients, 1 + options.ahead):
-        m = options.beta1 * m + (1.0 - options.beta1) * g
-        v = options.beta2 * v + (1.0 - options.beta2) * g * g
-        largest = np.maximum(largest, v)
-        unbiased = (largest if options.amsgrad else v) / (1.0 - options.beta2**step)
-        eps = options.eps / math.sqrt(1.0 - options.beta2**step) if options.eps_place == "unscaled" else options.eps
-        root = np.sqrt(unbiased + eps) if options.eps_place == "inside" else np.sqrt(unbiased) + eps
-        yield np.divide(m / (1.0 - options.beta1**step), root, out=np.zeros_like(m), where=root != 0.0)
-
-
-def sgd(options: Optimizer, gradients: list[Array]) -> Iterator[Array]:
-    """Directions of stochastic gradient descent: u ← μu + g, and with Nesterov's momentum g + μu."""
-    u = np.zeros_like(gradients[0])
-    for g in gradients:
-        u = options.momentum * u + g
-        yield g + options.momentum * u if options.nesterov else u
-
-
-def rmsprop(options: Optimizer, gradients: list[Array]) -> Iterator[Array]:
-    """Directions of RMSProp: u ← μu + g / (√v + ε), or g / √(v + ε) with epsilon inside."""
-    u = v = np.zeros_like(gradients[0])
-    for g in gradients:
-        v = options.rho * v + (1.0 - options.rho) * g * g
-        root = np.sqrt(v + options.eps) if options.eps_place == "inside" else np.sqrt(v) + options.eps
-        u = options.momentum * u + np.divide(g, root, out=np.zeros_like(g), where=root != 0.0)
-        yield u
-
-
-RULES: dict[str, Rule] = {"adam": adam, "sgd": sgd, "rmsprop": rmsprop}
-
-
-def clipped(gradient: Array, kind: str | None, bound: float, norm: float | None) -> Array:
-    """A gradient by a way of clipping; `norm` is that of all gradients together."""
-    if kind == "value":
-        return np.clip(gradient, -bound, bound)
-    own = float(np.linalg.norm(gradient)) if kind == "norm" else norm
-    return gradient if kind is None or own is None or own <= bound else gradient * (bound / own)
-
-
-def steps(
-    options: Optimizer,
-    weights: Array,
-    gradients: Sequence[Array],
-    rates: Sequence[float],
-    norms: Sequence[float | None] | None = None,
-) -> list[Array]:
-    """The changes of a tensor that a rule makes of its gradients.
-
-    rates: learning rate of each step. norms: of all tensors' gradients together at each step, which clipping by the
-    global norm needs.
-    """
-    given = [np.float64(g) for g in gradients]
-    if options.accumulated:
-        given = [np.sum(given[: last + 1], axis=0) for last in range(len(given))]
-    totals = [None] * len(given) if norms is None else list(norms)
-    given = [clipped(g, options.clip, options.clip_at, norm) for g, norm in zip(given, totals, strict=True)]
-    # L2 decay depends on the weights, and these on the steps before: each step is made of all gradients up to it.
-    found: list[Array] = []
-    w, seen = np.float64(weights), []
-    for number, g in enumerate(given):
-        rate = options.factor * (rates[number] if options.stepped else rates[0])
-        seen.append(g if options.decoupled else g + options.decay * w)
-        *_, direction = RULES[options.kind](options, seen)
-        step = -rate * direction - (rate * options.decay * w if options.decoupled else 0.0)
-        found.append(step)
-        w = w + step
-    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- suspects
@@ -157,7 +51,7 @@ class UpdateSuspect:
     norms: tuple[float, ...] | None = None
     record: str = "update"
 
-    def made(self, options: Optimizer, side: str) -> Array:
+    def made(self, options: Rule, side: str) -> Array:
         """All steps that a rule makes of one side's gradients, one after the other."""
         gradients = self.reference_gradients if side == "reference" else self.candidate_gradients
         return np.stack(steps(options, self.weights, gradients, self.learning_rates, self.norms))
@@ -210,10 +104,10 @@ def _trial(suspect: AnyUpdate, change: str, corrected: Array) -> Trial:
 EPSILONS = (0.0, *(10.0**-power for power in range(3, 17)))
 DECAYS = (0.0, 1e-5, 1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.05, 0.1, 0.5)
 CLIPS = (0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
-STARTS = (Optimizer(), Optimizer("sgd"), Optimizer("rmsprop"))
+STARTS = (Rule(), Rule("sgd"), Rule("rmsprop"))
 
 
-def changes(options: Optimizer) -> Iterator[Optimizer]:
+def changes(options: Rule) -> Iterator[Rule]:
     """Rules that differ in one thing somebody may have set otherwise or left at a default."""
     for kind in RULES:
         if kind != options.kind:
@@ -265,11 +159,11 @@ CAUSE_OF = {
 }
 
 
-def _changed(right: Optimizer, wrong: Optimizer) -> set[str]:
-    return {field.name for field in fields(Optimizer) if getattr(right, field.name) != getattr(wrong, field.name)}
+def _changed(right: Rule, wrong: Rule) -> set[str]:
+    return {field.name for field in fields(Rule) if getattr(right, field.name) != getattr(wrong, field.name)}
 
 
-def name_of(right: Optimizer, wrong: Optimizer) -> str:
+def name_of(right: Rule, wrong: Rule) -> str:
     """The cause when the candidate steps by one rule for another."""
     changed = _changed(right, wrong)
     if "kind" in changed:
@@ -285,7 +179,7 @@ def name_of(right: Optimizer, wrong: Optimizer) -> str:
     return named or f"{right.kind}-eps"
 
 
-def right_rules(suspect: UpdateSuspect) -> list[Optimizer]:
+def right_rules(suspect: UpdateSuspect) -> list[Rule]:
     """Rules that give the reference's steps: a plain one, else those that differ from one in one thing."""
     plain = [start for start in STARTS if _fits(suspect, start, "reference")]
     if plain:
@@ -294,7 +188,7 @@ def right_rules(suspect: UpdateSuspect) -> list[Optimizer]:
     return [rule for rule in near if _fits(suspect, rule, "reference")]
 
 
-def _fits(suspect: UpdateSuspect, rule: Optimizer, side: str) -> bool:
+def _fits(suspect: UpdateSuspect, rule: Rule, side: str) -> bool:
     if rule.clip == "global norm" and suspect.norms is None:
         return False
     with np.errstate(all="ignore"):
@@ -342,8 +236,8 @@ def _by_factor(suspect: UpdateSuspect) -> Iterator[tuple[str, Trial]]:
     yield name, _trial(suspect, change, suspect.candidate / factor)
 
 
-def _said(right: Optimizer, wrong: Optimizer) -> str:
-    changed = [field.name for field in fields(Optimizer) if field.name in _changed(right, wrong)]
+def _said(right: Rule, wrong: Rule) -> str:
+    changed = [field.name for field in fields(Rule) if field.name in _changed(right, wrong)]
     parts = [f"{name.replace('_', ' ')} {_plain(getattr(right, name))}" for name in changed]
     others = [_plain(getattr(wrong, name)) for name in changed]
     return f"{right.kind} with {', '.join(parts)} (the candidate: {', '.join(others)})"
