@@ -22,7 +22,7 @@ from alignment.localise import localise
 from alignment.report import Finding, Report, StageResult, TensorResult, Trajectory, TwinResult
 from alignment.stages import merge, run_stages
 from alignment.training.company import Sides, company_of
-from alignment.training.curves import FREE, Company, Curves, draw, rule_of
+from alignment.training.curves import FREE, Company, Curves, draw, own_rule
 from alignment.training.faults import TrainingFault, get_training_fault
 from alignment.training.judge import Judged, judge
 from alignment.training.recipe import Recipe
@@ -307,8 +307,8 @@ class _Explained:
                 tuple(one.updates[1] for one in kept),
                 tuple(one.rates[0] for one in kept),
                 tuple(one.norm for one in kept),
-                tuple((one.weights, one.start) for one in kept),
-                rule_of(company.recipe, company.owners[label]),
+                tuple((one.weights, one.slots, one.updated) for one in kept),
+                own_rule(company.recipe, company.owners[label]),
             )
             found = diagnose(suspect)
             cause = next((cause.name for cause, trial in found if trial.proved), None)

@@ -1,19 +1,17 @@
 """Steps of an optimizer and of running statistics that are not the reference's though the gradients are.
 
-A step is explained by rules: one `Optimizer` gives the reference's steps from its gradients, another that differs in one
+A step is explained by rules: one `Rule` gives the reference's steps from its gradients, another that differs in one
 thing gives the candidate's from its own. That one thing is the cause, and taking its effect away proves it.
 
-Sources: Adam is Kingma and Ba, arXiv 1412.6980, algorithm 1 (its "unscaled" epsilon is ε̂ of section 2); decoupled decay
-Loshchilov and Hutter, arXiv 1711.05101, algorithm 2; AMSGrad Reddi et al., arXiv 1904.09237. RMSProp, momentum and the
-three kinds of clipping are as torch's and Paddle's documentation have them: torch's RMSProp adds epsilon to the root,
-Paddle's to what is under it. Batch norm's running variance is unbiased in torch (N − 1) and biased in Paddle (N).
+The rules are those of `alignment.training.rules`. Batch norm's running variance is unbiased in torch (N − 1) and biased in
+Paddle (N).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from alignment.causes.gradients import factor_of, is_round
 from alignment.causes.suspect import AMBIGUOUS, Cause, Trial, relative
+from alignment.training.rules import RULES, Rule, Slots, change, steps
 
 Array = NDArray
 
@@ -29,127 +28,6 @@ Array = NDArray
 FITS = 2e-5
 # What is left of a difference, as a share of it, where a rule explains it.
 LEFT = 0.01
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """A rule that makes steps of gradients.
-
-    kind: "adam", "sgd" (with or without momentum) or "rmsprop". factor: of the learning rate. beta1, beta2, rho: decay of
-    the averages. eps, and eps_place: "outside" the root, "inside" it, or "unscaled" (outside, before the bias correction).
-    decay: of the weights; decoupled from the gradient or added to it (L2). amsgrad: the largest second moment so far.
-    ahead: steps by which the bias correction is ahead. clip: "value", "norm", "global norm" or None, and at what.
-    accumulated: are gradients summed up over steps? stepped: does the learning rate follow its schedule?
-    """
-
-    kind: str = "adam"
-    factor: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    rho: float = 0.99
-    eps: float = 1e-8
-    eps_place: str = "outside"
-    momentum: float = 0.0
-    nesterov: bool = False
-    decay: float = 0.0
-    decoupled: bool = False
-    amsgrad: bool = False
-    ahead: int = 0
-    clip: str | None = None
-    clip_at: float = 1.0
-    accumulated: bool = False
-    stepped: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What a rule begins with. count: updates made before; slots: as in `alignment.training.trainer.TrainerState`."""
-
-    count: int = 0
-    slots: Mapping[str, Array] = field(default_factory=dict)
-
-    def get(self, slot: str, like: Array) -> Array:
-        """One slot in float64, zeros where there is none."""
-        return np.asarray(self.slots.get(slot, np.zeros_like(like)), dtype=np.float64)
-
-
-FRESH = Start()
-Rule = Callable[[Optimizer, list[Array], Start], Iterator[Array]]
-
-
-def adam(options: Optimizer, gradients: list[Array], start: Start = FRESH) -> Iterator[Array]:
-    """Directions of Adam: m̂ / (√v̂ + ε)."""
-    m, v, largest = (
-        start.get(slot, gradients[0]) for slot in ("first moment", "second moment", "largest second moment")
-    )
-    for step, g in enumerate(gradients, 1 + start.count + options.ahead):
-        m = options.beta1 * m + (1.0 - options.beta1) * g
-        v = options.beta2 * v + (1.0 - options.beta2) * g * g
-        largest = np.maximum(largest, v)
-        unbiased = (largest if options.amsgrad else v) / (1.0 - options.beta2**step)
-        eps = options.eps / math.sqrt(1.0 - options.beta2**step) if options.eps_place == "unscaled" else options.eps
-        root = np.sqrt(unbiased + eps) if options.eps_place == "inside" else np.sqrt(unbiased) + eps
-        yield np.divide(m / (1.0 - options.beta1**step), root, out=np.zeros_like(m), where=root != 0.0)
-
-
-def sgd(options: Optimizer, gradients: list[Array], start: Start = FRESH) -> Iterator[Array]:
-    """Directions of stochastic gradient descent: u ← μu + g, and with Nesterov's momentum g + μu."""
-    u = start.get("momentum", gradients[0])
-    for g in gradients:
-        u = options.momentum * u + g
-        yield g + options.momentum * u if options.nesterov else u
-
-
-def rmsprop(options: Optimizer, gradients: list[Array], start: Start = FRESH) -> Iterator[Array]:
-    """Directions of RMSProp: u ← μu + g / (√v + ε), or g / √(v + ε) with epsilon inside."""
-    u, v = (start.get(slot, gradients[0]) for slot in ("momentum", "second moment"))
-    for g in gradients:
-        v = options.rho * v + (1.0 - options.rho) * g * g
-        root = np.sqrt(v + options.eps) if options.eps_place == "inside" else np.sqrt(v) + options.eps
-        u = options.momentum * u + np.divide(g, root, out=np.zeros_like(g), where=root != 0.0)
-        yield u
-
-
-RULES: dict[str, Rule] = {"adam": adam, "sgd": sgd, "rmsprop": rmsprop}
-
-
-def clipped(gradient: Array, kind: str | None, bound: float, norm: float | None) -> Array:
-    """A gradient by a way of clipping; `norm` is that of all gradients together."""
-    if kind == "value":
-        return np.clip(gradient, -bound, bound)
-    own = float(np.linalg.norm(gradient)) if kind == "norm" else norm
-    return gradient if kind is None or own is None or own <= bound else gradient * (bound / own)
-
-
-def steps(
-    options: Optimizer,
-    weights: Array,
-    gradients: Sequence[Array],
-    rates: Sequence[float],
-    norms: Sequence[float | None] | None = None,
-    start: Start = FRESH,
-) -> list[Array]:
-    """The changes of a tensor that a rule makes of its gradients.
-
-    rates: learning rate of each step. norms: of all tensors' gradients together at each step, which clipping by the
-    global norm needs. start: the optimizer's state before the first of them.
-    """
-    given = [np.float64(g) for g in gradients]
-    if options.accumulated:
-        given = [np.sum(given[: last + 1], axis=0) for last in range(len(given))]
-    totals = [None] * len(given) if norms is None else list(norms)
-    given = [clipped(g, options.clip, options.clip_at, norm) for g, norm in zip(given, totals, strict=True)]
-    # L2 decay depends on the weights, and these on the steps before: each step is made of all gradients up to it.
-    found: list[Array] = []
-    w, seen = np.float64(weights), []
-    for number, g in enumerate(given):
-        rate = options.factor * (rates[number] if options.stepped else rates[0])
-        seen.append(g if options.decoupled else g + options.decay * w)
-        *_, direction = RULES[options.kind](options, seen, start)
-        step = -rate * direction - (rate * options.decay * w if options.decoupled else 0.0)
-        found.append(step)
-        w = w + step
-    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- suspects
@@ -161,8 +39,8 @@ class UpdateSuspect:
 
     weights: before the first step. gradients, steps: of either side, one for each step. learning_rates: of the
     reference's schedule. norms: of all gradients of the reference together, where they are known.
-    starts: weights and optimizer's state before each step, where both sides were given the same before every one; then
-    no step follows from another. rule: what the reference steps by, where that is known.
+    starts: where both sides were given the same before every step, so that none follows from another: weights, slots, and
+    which update it is, for each. rule: what the reference steps by, where that is known.
     """
 
     name: str
@@ -173,17 +51,17 @@ class UpdateSuspect:
     candidate_steps: tuple[Array, ...]
     learning_rates: tuple[float, ...]
     norms: tuple[float, ...] | None = None
-    starts: tuple[tuple[Array, Start], ...] = ()
-    rule: Optimizer | None = None
+    starts: tuple[tuple[Array, Slots, int], ...] = ()
+    rule: Rule | None = None
     record: str = "update"
 
-    def made(self, options: Optimizer, side: str) -> Array:
+    def made(self, options: Rule, side: str) -> Array:
         """All steps that a rule makes of one side's gradients, one after the other."""
         gradients = self.reference_gradients if side == "reference" else self.candidate_gradients
         if self.starts:
             norms = [None] * len(gradients) if self.norms is None else self.norms
             given = zip(self.starts, gradients, self.learning_rates, norms, strict=True)
-            return np.stack([steps(options, w, [g], [rate], [n], start)[0] for (w, start), g, rate, n in given])
+            return np.stack([change(options, w, g, slots, n, rate, norm)[0] for (w, slots, n), g, rate, norm in given])
         return np.stack(steps(options, self.weights, gradients, self.learning_rates, self.norms))
 
     @cached_property
@@ -234,10 +112,10 @@ def _trial(suspect: AnyUpdate, change: str, corrected: Array) -> Trial:
 EPSILONS = (0.0, *(10.0**-power for power in range(3, 17)))
 DECAYS = (0.0, 1e-5, 1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.05, 0.1, 0.5)
 CLIPS = (0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
-STARTS = (Optimizer(), Optimizer("sgd"), Optimizer("rmsprop"))
+STARTS = (Rule(), Rule("sgd"), Rule("rmsprop"))
 
 
-def changes(options: Optimizer) -> Iterator[Optimizer]:
+def changes(options: Rule) -> Iterator[Rule]:
     """Rules that differ in one thing somebody may have set otherwise or left at a default."""
     for kind in RULES:
         if kind != options.kind:
@@ -289,11 +167,11 @@ CAUSE_OF = {
 }
 
 
-def _changed(right: Optimizer, wrong: Optimizer) -> set[str]:
-    return {field.name for field in fields(Optimizer) if getattr(right, field.name) != getattr(wrong, field.name)}
+def _changed(right: Rule, wrong: Rule) -> set[str]:
+    return {field.name for field in fields(Rule) if getattr(right, field.name) != getattr(wrong, field.name)}
 
 
-def name_of(right: Optimizer, wrong: Optimizer) -> str:
+def name_of(right: Rule, wrong: Rule) -> str:
     """The cause when the candidate steps by one rule for another."""
     changed = _changed(right, wrong)
     if "kind" in changed:
@@ -309,7 +187,7 @@ def name_of(right: Optimizer, wrong: Optimizer) -> str:
     return named or f"{right.kind}-eps"
 
 
-def right_rules(suspect: UpdateSuspect) -> list[Optimizer]:
+def right_rules(suspect: UpdateSuspect) -> list[Rule]:
     """Rules that give the reference's steps: the known one, or a plain one, else those that differ from one in one thing."""
     if suspect.rule is not None and _fits(suspect, suspect.rule, "reference"):
         return [suspect.rule]
@@ -320,7 +198,7 @@ def right_rules(suspect: UpdateSuspect) -> list[Optimizer]:
     return [rule for rule in near if _fits(suspect, rule, "reference")]
 
 
-def _fits(suspect: UpdateSuspect, rule: Optimizer, side: str) -> bool:
+def _fits(suspect: UpdateSuspect, rule: Rule, side: str) -> bool:
     if rule.clip == "global norm" and suspect.norms is None:
         return False
     with np.errstate(all="ignore"):
@@ -368,8 +246,8 @@ def _by_factor(suspect: UpdateSuspect) -> Iterator[tuple[str, Trial]]:
     yield name, _trial(suspect, change, suspect.candidate / factor)
 
 
-def _said(right: Optimizer, wrong: Optimizer) -> str:
-    changed = [field.name for field in fields(Optimizer) if field.name in _changed(right, wrong)]
+def _said(right: Rule, wrong: Rule) -> str:
+    changed = [field.name for field in fields(Rule) if field.name in _changed(right, wrong)]
     parts = [f"{name.replace('_', ' ')} {_plain(getattr(right, name))}" for name in changed]
     others = [_plain(getattr(wrong, name)) for name in changed]
     return f"{right.kind} with {', '.join(parts)} (the candidate: {', '.join(others)})"

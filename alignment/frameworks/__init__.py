@@ -339,24 +339,32 @@ def get_framework(name: str) -> Framework:
 def get_trainer(
     name: str,
     model: Any,
-    recipe: Recipe,
+    recipe: Recipe | None,
     *,
     loss: Loss,
     dropout: Dropout = None,
     names: Mapping[str, str] | None = None,
+    optimizer: Callable[[Any], Any] | None = None,
 ) -> Trainer:
     """What trains a model of a framework by a recipe. It trains the model itself, not a copy.
 
-    model: what `Framework.build` gives, in evaluation mode; the trainer sets its mode. loss: as in `Framework.run`.
-    names: this side's parameters -> the reference's, for which the groups of the recipe are said; None: they are the same.
+    In a float64 run momentum and weight decay are rounded to float32 (`Recipe.as_held`), as both sides then have them. What a
+    parameter's ParamAttr says of its learning rate and its decay gives way to the recipe.
+
+    Args:
+        model: what `Framework.build` gives, in evaluation mode; the trainer sets its mode. loss: as in `Framework.run`.
+        names: this side's parameters -> the reference's, for which the groups of the recipe are said; None: they are the same.
+        optimizer: what makes an optimizer of the user's own, in place of the recipe's: model -> optimizer, or (optimizer,
+            scheduler). A scheduler that is not given is not stepped. Of the recipe, where there is one, clipping is still
+            done, unless the optimizer clips itself (Paddle's grad_clip), and `Schedule.by` still says when to step.
 
     Raises:
-        AlignmentError: no adapter of that name.
+        AlignmentError: no adapter of that name, neither recipe nor optimizer.
         FrameworkMissingError: the framework is not installed, or does not import.
     """
     get_framework(name)
     made = importlib.import_module(f"alignment.frameworks.{name}_training").trainer(
-        model, recipe, loss=loss, dropout=dropout, names=names
+        model, recipe, loss=loss, dropout=dropout, names=names, optimizer=optimizer
     )
     return cast(Trainer, made)
 

@@ -617,7 +617,7 @@ def _differentiable(model: Any) -> Iterator[None]:
 def clear_gradients(parameters: Mapping[str, Any]) -> None:
     """Gone, not zero: Paddle's `clear_grad` leaves zeros, which could not be told from an unused parameter's."""
     for parameter in parameters.values():
-        parameter.clear_gradient(set_to_zero=False)
+        parameter.clear_gradient(False)  # set_to_zero, which it does not heed as a keyword
 
 
 def dtype_of(model: Any) -> str:

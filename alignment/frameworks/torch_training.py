@@ -2,111 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch.optim import lr_scheduler
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import Dropout, Loss
 from alignment.frameworks import torch as adapter
 from alignment.frameworks.masks import Masks
-from alignment.training.recipe import Recipe
-from alignment.training.trainer import Step, TrainerState
+from alignment.frameworks.training import BaseTrainer, no_loss, not_said, same_in_all
+from alignment.training.recipe import Optimizer, Recipe, Schedule
+from alignment.training.rules import CLIP_EPS
 from fake_data import Batch
 
-# slot -> what torch's optimizers call it
-SLOTS = {
-    "momentum": "momentum_buffer",
-    "first moment": "exp_avg",
-    "second moment": "exp_avg_sq",
-    "largest second moment": "max_exp_avg_sq",
-}
 
-
-class TorchTrainer:
+class TorchTrainer(BaseTrainer):
     """See `alignment.frameworks.get_trainer`."""
 
-    def __init__(
-        self, model: nn.Module, recipe: Recipe, *, loss: Loss, dropout: Dropout, names: Mapping[str, str] | None
-    ) -> None:
-        self.model, self._loss = model, loss
-        self._recipe = recipe.as_held() if adapter.dtype_of(model) == "float64" else recipe
-        self._own_dropout = dropout == "own"
-        self._masks = Masks(dropout) if isinstance(dropout, int) else None
-        self._mode = ""
-        self._parameters = {full: p for full, p in model.named_parameters() if p.requires_grad}
-        self._updates = dict.fromkeys(self._parameters, 0)
-        self._names = names
-        self._steps = 0
-        self._optimizer = self._make()
+    slots: ClassVar[dict[str, str]] = {
+        "momentum": "momentum_buffer",
+        "first moment": "exp_avg",
+        "second moment": "exp_avg_sq",
+        "largest second moment": "max_exp_avg_sq",
+        "mean square": "square_avg",
+    }
 
-    def _make(self) -> torch.optim.Optimizer:
+    def _dtype(self) -> str:
+        return adapter.dtype_of(self.model)
+
+    def _trainable(self) -> dict[str, Any]:
+        return {full: p for full, p in self.model.named_parameters() if p.requires_grad}
+
+    def _made(self) -> tuple[Any, Any]:
         chosen = self._recipe.optimizer
-        groups: list[dict[str, Any]] = [{"params": []} for _ in range(1 + len(self._recipe.groups))]
-        groups[0]["lr"], groups[0]["weight_decay"] = chosen.learning_rate, chosen.weight_decay
-        for made, group in zip(groups[1:], self._recipe.groups, strict=True):
-            made["lr"] = group.factor * chosen.learning_rate
-            made["weight_decay"] = chosen.weight_decay if group.weight_decay is None else group.weight_decay
-        for full, parameter in self._parameters.items():
-            named = full if self._names is None else self._names.get(full, full)
-            groups[self._recipe.group_of(named)]["params"].append(parameter)
+        groups: list[dict[str, Any]] = []
+        for number in range(1 + len(self._recipe.groups)):
+            factor, decay = self._recipe.settings_of(number)
+            held = [parameter for full, parameter in self._parameters.items() if self._groups[full] == number]
+            groups.append({"params": held, "lr": factor * chosen.learning_rate, "weight_decay": decay})
+        optimizer: torch.optim.Optimizer
         if chosen.kind == "sgd":
-            return torch.optim.SGD(groups, momentum=chosen.momentum, nesterov=chosen.nesterov)
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.kind]
-        return kind(groups, betas=chosen.betas, eps=chosen.eps, amsgrad=chosen.amsgrad)
+            optimizer = torch.optim.SGD(groups, momentum=chosen.momentum, nesterov=chosen.nesterov)
+        else:
+            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.kind]
+            optimizer = kind(groups, betas=chosen.betas, eps=chosen.eps, amsgrad=chosen.amsgrad)
+        scheduler = _scheduler(optimizer, self._recipe)
+        self._spread(optimizer)
+        return optimizer, scheduler
 
-    def step(self, batch: Batch, *, gradients: bool = False) -> Step:
-        """See `Trainer.step`."""
-        self._set_mode("train")
-        if self._masks is not None:
-            self._masks.restart(self._steps + 1)
+    def _spread(self, optimizer: torch.optim.Optimizer) -> None:
+        """A group's rate is a multiple of the first one's; some of torch's schedules (eta_min, min_lr) would not have it so."""
+        first, *others = optimizer.param_groups
+        for number, group in enumerate(others, 1):
+            group["lr"] = self._recipe.settings_of(number)[0] * first["lr"]
+
+    def _set_model(self, mode: str, masks: Masks | None) -> None:
+        adapter.set_mode(self.model, mode, masks)
+
+    def _backward(self, batch: Batch) -> Any:
         self._optimizer.zero_grad(set_to_none=True)
         _, value = adapter.forward(self.model, batch, self._loss)
         if value is None:
-            raise AlignmentError(
-                "there is no loss to train by: the batch has no targets, or the logits' shape is not theirs"
-            )
+            raise no_loss()
         value = value.sum()
         torch.autograd.backward(value)
-        found = {full: p.grad for full, p in self._parameters.items() if p.grad is not None}
-        loss, norms = self._measured(value.detach(), found)
-        copies = {full: self._copied(full) for full in self._parameters} if gradients else None
-        rates = tuple(float(group["lr"]) for group in self._optimizer.param_groups)
-        self._optimizer.step()
-        self._steps += 1
-        for full in found:
-            self._updates[full] += 1
-        return Step(self._steps, loss, rates, {full: norms.get(full) for full in self._parameters}, copies)
+        return value.detach()
 
-    def _measured(self, loss: torch.Tensor, found: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, float]]:
-        """The loss and the norm of each gradient, in one transfer."""
-        norms = torch._foreach_norm(list(found.values())) if found else ()
-        values = torch.stack([part.to(loss) for part in (loss, *norms)]).tolist()
-        return values[0], dict(zip(found, values[1:], strict=True))
+    def _gradients(self) -> dict[str, Any]:
+        return {full: p.grad for full, p in self._parameters.items() if p.grad is not None}
 
-    def _copied(self, full: str) -> NDArray | None:
-        gradient = self._parameters[full].grad
-        return None if gradient is None else adapter.to_numpy(gradient)
+    def _norms(self, gradients: Sequence[Any]) -> list[Any]:
+        if any(gradient.is_sparse for gradient in gradients):
+            return [torch.linalg.vector_norm(gradient.to_dense()) for gradient in gradients]
+        return list(torch._foreach_norm(list(gradients))) if gradients else []
 
-    def end_epoch(self, metric: float | None = None) -> None:
-        """See `Trainer.end_epoch`."""
+    def _to_host(self, numbers: Sequence[Any]) -> list[float]:
+        found: list[float] = torch.stack([number.to(numbers[0]) for number in numbers]).tolist()
+        return found
+
+    def _copied(self, tensor: Any) -> Any:
+        if tensor is None:
+            return None
+        return adapter.to_numpy(tensor.to_dense() if tensor.is_sparse else tensor)
+
+    def _clips_itself(self) -> bool:
+        return False
+
+    @torch.no_grad()
+    def _clip(self, gradients: Sequence[Any], norms: Sequence[Any]) -> None:
+        """As `torch.nn.utils.clip_grad_value_` and `clip_grad_norm_` do, of norms that are known already."""
+        assert self._recipe.clip is not None
+        limit, given = self._recipe.clip.limit, list(gradients)
+        if self._recipe.clip.kind == "value":
+            torch._foreach_clamp_min_(given, -limit)
+            torch._foreach_clamp_max_(given, limit)
+            return
+        if self._recipe.clip.kind == "global norm":
+            norms = [torch.linalg.vector_norm(torch.stack(list(norms)))] * len(given)
+        factors = [torch.clamp(limit / (norm + CLIP_EPS), max=1.0) for norm in norms]
+        torch._foreach_mul_(given, factors)
+
+    def _rates(self) -> tuple[float, ...]:
+        return tuple(float(group["lr"]) for group in self._optimizer.param_groups)
 
     def predict(self, batch: Batch) -> NDArray:
         """See `Trainer.predict`."""
         self._set_mode("eval")
         return adapter.without_targets(self.model, batch)
-
-    def _set_mode(self, mode: str) -> None:
-        if mode == self._mode:
-            return
-        if mode == "train" and self._own_dropout:
-            self.model.train()
-        else:
-            adapter.set_mode(self.model, mode, self._masks)
-        self._mode = mode
 
     def weights(self) -> dict[str, NDArray]:
         """See `Trainer.weights`."""
@@ -116,34 +120,179 @@ class TorchTrainer:
         """See `Trainer.load_weights`."""
         adapter.load_state(self.model, tensors)
 
-    def state(self) -> TrainerState:
-        """See `Trainer.state`."""
-        slots: dict[str, dict[str, NDArray]] = {}
-        for full, parameter in self._parameters.items():
-            held = self._optimizer.state.get(parameter, {})
-            for slot, own in SLOTS.items():
-                if held.get(own) is not None:
-                    slots.setdefault(slot, {})[full] = adapter.to_numpy(held[own])
-        updates = {full: count for full, count in self._updates.items() if count}
-        return TrainerState(self._steps, slots, {}, updates)
+    # ------------------------------------------------------------------------------------------------------ schedule
 
-    def load_state(self, state: TrainerState) -> None:
-        """See `Trainer.load_state`."""
+    def _plateau(self) -> bool:
+        return isinstance(self._scheduler, lr_scheduler.ReduceLROnPlateau)
+
+    def _move_on(self, metric: float | None) -> None:
+        try:
+            self._scheduler.step(*(() if metric is None else (metric,)))
+        except ValueError as error:  # a one-cycle schedule that is over
+            raise AlignmentError(f"the learning-rate schedule can't go on: {error}") from error
+        if not self._own:
+            self._spread(self._optimizer)
+
+    def _position(self) -> dict[str, Any]:
+        if self._own:
+            return {"rates": list(self._rates()), "schedulers": [_plain(s) for s in _all(self._scheduler)]}
+        if self._scheduler is None:
+            return {}
+        found = {"position": self._scheduler.last_epoch, "rate": self._rates()[0]}
+        if self._plateau():
+            own = self._scheduler
+            found |= {"best": None if own.best == own.mode_worse else own.best}
+            found |= {"bad": own.num_bad_epochs, "cooldown": own.cooldown_counter}
+        return found
+
+    def _place(self, position: Mapping[str, Any]) -> None:
+        if self._own:
+            for group, rate in zip(self._optimizer.param_groups, position.get("rates", ()), strict=False):
+                group["lr"] = rate
+            for scheduler, held in zip(_all(self._scheduler), position.get("schedulers", ()), strict=False):
+                scheduler.__dict__.update(held)
+            return
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.optimizer.learning_rate
+            group.pop("initial_lr", None)
+        self._scheduler = scheduler = _scheduler(self._optimizer, self._recipe)
+        if scheduler is not None and position:
+            scheduler.last_epoch, scheduler._step_count = position["position"], position["position"] + 1
+            self._optimizer.param_groups[0]["lr"] = position["rate"]
+            scheduler._last_lr = [position["rate"]]
+            if self._plateau():
+                scheduler.best = scheduler.mode_worse if position["best"] is None else position["best"]
+                scheduler.num_bad_epochs, scheduler.cooldown_counter = position["bad"], position["cooldown"]
+        self._spread(self._optimizer)
+
+    # --------------------------------------------------------------------------------------------------------- state
+
+    def _held(self, full: str) -> Mapping[str, Any]:
+        held = self._optimizer.state.get(self._parameters[full], {})
+        return {own: value for own, value in held.items() if own != "step" and isinstance(value, torch.Tensor)}
+
+    def _forget(self) -> None:
         self._optimizer.state.clear()
-        for slot, tensors in state.slots.items():
-            for full, value in tensors.items():
-                parameter = self._parameters[full]
-                made = adapter.to_tensor(value).to(parameter)
-                self._optimizer.state[parameter][SLOTS[slot]] = made
-        if self._recipe.optimizer.kind != "sgd":
-            for full, count in state.updates.items():
-                self._optimizer.state[self._parameters[full]]["step"] = torch.tensor(float(count))
-        self._updates = {full: state.updates.get(full, 0) for full in self._parameters}
-        self._steps = state.steps
+
+    def _fill(self, full: str, count: int, held: Mapping[str, NDArray]) -> None:
+        parameter = self._parameters[full]
+        state = self._optimizer.state[parameter]
+        if not isinstance(self._optimizer, torch.optim.SGD):
+            state["step"] = torch.tensor(float(count))
+        for own, value in held.items():
+            state[own] = adapter.to_tensor(value).to(parameter)
+
+    # ------------------------------------------------------------------------------------------------------ reading
+
+    def _read(self) -> Recipe:
+        groups = self._optimizer.param_groups
+        kind = type(self._optimizer).__name__.lower()
+        if kind not in ("sgd", "adam", "adamw"):
+            raise not_said(f"the optimizer is torch's {type(self._optimizer).__name__}")
+        if kind == "adam" and groups[0].get("decoupled_weight_decay"):
+            kind = "adamw"
+        same_in_all("torch", groups, ("betas", "eps", "amsgrad", "momentum", "nesterov", "dampening", "maximize"))
+        first = groups[0]
+        for option in ("dampening", "maximize"):
+            if first.get(option):
+                raise not_said(f"the optimizer has {option}={first[option]}")
+        if kind == "sgd":
+            own = {"momentum": float(first["momentum"]), "nesterov": bool(first["nesterov"])}
+        else:
+            own = {"betas": tuple(first["betas"]), "eps": float(first["eps"]), "amsgrad": bool(first["amsgrad"])}
+        rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
+        named = {id(parameter): full for full, parameter in self._parameters.items()}
+        settings = {
+            named[id(parameter)]: (rate / rates[0] if rates[0] else 1.0, float(group["weight_decay"]))
+            for group, rate in zip(groups, rates, strict=True)
+            for parameter in group["params"]
+            if id(parameter) in named
+        }
+        decay = float(first["weight_decay"])
+        schedule, base = _schedule_of(self._scheduler, rates[0])
+        return Recipe(
+            Optimizer(kind, base, weight_decay=decay, **own),  # type: ignore[arg-type]
+            Schedule(*schedule, by=self._recipe.schedule.by),
+            self._recipe.clip,
+            self._groups_of(settings, (1.0, decay)),
+        )
 
 
-def trainer(
-    model: nn.Module, recipe: Recipe, *, loss: Loss, dropout: Dropout, names: Mapping[str, str] | None
-) -> TorchTrainer:
-    """See `alignment.frameworks.get_trainer`."""
-    return TorchTrainer(model, recipe, loss=loss, dropout=dropout, names=names)
+trainer = TorchTrainer
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe) -> Any:
+    told, kind = recipe.schedule.settled(), recipe.schedule.kind
+    if kind == "constant":
+        return None
+    if kind == "onecycle":
+        if told["max_lr"] is None:
+            told["max_lr"] = recipe.optimizer.learning_rate
+        told["cycle_momentum"] = False  # which Paddle's does not have
+    made = {
+        "step": lr_scheduler.StepLR,
+        "multistep": lr_scheduler.MultiStepLR,
+        "cosine": lr_scheduler.CosineAnnealingLR,
+        "warmup": lr_scheduler.LinearLR,
+        "plateau": lr_scheduler.ReduceLROnPlateau,
+        "onecycle": lr_scheduler.OneCycleLR,
+    }[kind]
+    return made(optimizer, **told)
+
+
+def _schedule_of(scheduler: Any, base: float) -> tuple[tuple[str, dict[str, Any]], float]:
+    """Kind and options of one of torch's schedulers, and the rate it starts from."""
+    kind = type(scheduler).__name__
+    if scheduler is None:
+        return ("constant", {}), base
+    if kind == "OneCycleLR":
+        if scheduler.cycle_momentum:
+            raise not_said(
+                "torch's OneCycleLR moves the momentum, too (cycle_momentum=True, its default; Paddle's never does)"
+            )
+        group, first = scheduler.optimizer.param_groups[0], scheduler._schedule_phases[0]["end_step"]
+        top = float(group["max_lr"])
+        return (
+            "onecycle",
+            {
+                "max_lr": top,
+                "total_steps": scheduler.total_steps,
+                "pct_start": (first + 1.0) / scheduler.total_steps,
+                "anneal_strategy": "linear" if "linear" in str(scheduler._anneal_func_type) else "cos",
+                "div_factor": top / group["initial_lr"],
+                "final_div_factor": group["initial_lr"] / group["min_lr"],
+                "three_phase": len(scheduler._schedule_phases) == 3,
+            },
+        ), top
+    if kind == "MultiStepLR":
+        return ("multistep", {"milestones": sorted(scheduler.milestones.elements()), "gamma": scheduler.gamma}), base
+    if kind == "ReduceLROnPlateau":
+        names = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "eps")
+        return ("plateau", {**{n: getattr(scheduler, n) for n in names}, "min_lr": scheduler.min_lrs[0]}), base
+    known = {
+        "StepLR": ("step", ("step_size", "gamma")),
+        "CosineAnnealingLR": ("cosine", ("T_max", "eta_min")),
+        "LinearLR": ("warmup", ("start_factor", "end_factor", "total_iters")),
+    }
+    if kind not in known:
+        raise not_said(f"the schedule is torch's {kind}")
+    word, names = known[kind]
+    return (word, {name: getattr(scheduler, name) for name in names}), base
+
+
+def _all(scheduler: Any) -> list[Any]:
+    """A scheduler, and those it is made of."""
+    if scheduler is None:
+        return []
+    return [scheduler, *(one for inner in getattr(scheduler, "_schedulers", ()) for one in _all(inner))]
+
+
+def _plain(scheduler: Any) -> dict[str, Any]:
+    """The part of a scheduler's state that JSON can hold; the rest is options, which the user's own code sets again."""
+
+    def fits(value: Any) -> bool:
+        if isinstance(value, list):
+            return all(fits(part) for part in value)
+        return value is None or isinstance(value, (bool, int, float, str))
+
+    return {name: value for name, value in vars(scheduler).items() if fits(value)}

@@ -17,11 +17,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment.causes.updates import Optimizer as Rule
-from alignment.causes.updates import Start, steps
 from alignment.compare import Comparison, Pair, Tolerance, measure, sequential
 from alignment.training.lockstep import Follower, Link, Moment, Tensors, distance, lockstep
 from alignment.training.recipe import Recipe
+from alignment.training.rules import Rule, Slots, change, rule_of
 from alignment.training.trainer import Step, Trainer, TrainerState
 from fake_data import Batch
 
@@ -45,36 +44,18 @@ LOOKS = 6
 KEPT_TENSORS, KEPT_STEPS, KEPT_SIZE = 6, 3, 4_000_000
 
 
-def rule_of(recipe: Recipe, name: str) -> Rule:
-    """What the recipe does with one of the reference's parameters, as float64 formulas."""
-    chosen, number = recipe.optimizer, recipe.group_of(name)
-    own = recipe.groups[number - 1].weight_decay if number else None
-    clip = recipe.clip
-    return Rule(
-        kind="sgd" if chosen.kind == "sgd" else "adam",
-        beta1=chosen.betas[0],
-        beta2=chosen.betas[1],
-        eps=chosen.eps,
-        momentum=chosen.momentum,
-        nesterov=chosen.nesterov,
-        decay=chosen.weight_decay if own is None else own,
-        decoupled=chosen.kind == "adamw" and bool(chosen.weight_decay if own is None else own),
-        amsgrad=chosen.amsgrad,
-        clip=None if clip is None else clip.kind,
-        clip_at=1.0 if clip is None else clip.limit,
-    )
-
-
 @dataclass(frozen=True)
 class Kept:
     """One re-synchronised step of one tensor, whole: what an explanation needs. All in float64, the reference's layout.
 
-    gradients, updates, rates: the reference's and the candidate's. norm: of all gradients of the reference together.
+    slots: the optimizer's, before it. updated: which update of the tensor it is. gradients, updates, rates: the reference's and
+    the candidate's. norm: of all gradients of the reference together.
     """
 
     number: int
     weights: Floats
-    start: Start
+    slots: Slots
+    updated: int
     gradients: tuple[Floats, Floats]
     updates: tuple[Floats, Floats]
     rates: tuple[float, float]
@@ -262,18 +243,19 @@ def _synced(curves: Curves, company: Company, moment: Moment) -> None:
         series.gradient.append(distance(two, one))
         series.noise.append(0.0 if shadow is None else distance(shadow, one))
         series.size.append(_norm(one))
-        rates, start = _rates(company, label, (ours, theirs)), starts[label]
-        rule = None if company.recipe is None else rule_of(company.recipe, company.owners[label])
+        rates, (slots, updated) = _rates(company, label, (ours, theirs)), starts[label]
+        rule = None if company.recipe is None else own_rule(company.recipe, company.owners[label])
         gradients = one.astype(np.float64), two.astype(np.float64)
         for side, figures in enumerate((series.ours, series.excess)):
-            figures.append(
-                0.0
-                if rule is None
-                else _excess(
-                    rule, weights, gradients[side], updates[side], rates[side], norms[side], start, company.eps
-                )
-            )
-        kept = Kept(moment.number, weights, start, gradients, updates, rates, norms[0])
+            excess = 0.0
+            if rule is not None:
+                made = change(rule, weights, gradients[side], slots, updated, rates[side], norms[side])[0]
+                # The same of all magnitudes: what the summands of the step are, where they cancel.
+                sizes = {slot: np.abs(value) for slot, value in slots.items()}
+                gross = change(rule, np.abs(weights), np.abs(gradients[side]), sizes, updated, rates[side], norms[side])[0]
+                excess = _excess(weights, updates[side], made, gross, company.eps)
+            figures.append(excess)
+        kept = Kept(moment.number, weights, slots, updated, gradients, updates, rates, norms[0])
         # Kept from here on: what a step did wrong, or a gradient far from the reference's and from its noise.
         far = series.gradient[-1] > max(1e-3 * series.size[-1], 100.0 * series.noise[-1])
         if series.excess[-1] > 1.0 or far or label in curves.kept:
@@ -281,25 +263,16 @@ def _synced(curves: Curves, company: Company, moment: Moment) -> None:
     _look(curves, company, moment, found)
 
 
-def _excess(
-    rule: Rule,
-    weights: Floats,
-    gradient: Floats,
-    update: Floats,
-    rate: float,
-    norm: float,
-    start: Start,
-    eps: float,
-) -> float:
-    """The largest distance of a step from its rule, as a multiple of what rounding explains."""
-    sizes = Start(start.count, {slot: np.abs(value) for slot, value in start.slots.items()})
+def own_rule(recipe: Recipe, name: str) -> Rule:
+    """The rule of a parameter, for learning rates that have its group's factor in them."""
+    return replace(rule_of(recipe, name), factor=1.0)
+
+
+def _excess(weights: Floats, update: Floats, due: Floats, gross: Floats, eps: float) -> float:
+    """The largest distance of a step from what is due, as a multiple of what rounding explains."""
+    share = STEP_SHARE if eps > 1e-10 else STEP_SHARE64
     with np.errstate(all="ignore"):
-        (due,) = steps(rule, weights, [gradient], [rate], [norm], start)
-        # The same of all magnitudes: what the summands of the step are, where they cancel.
-        (summands,) = steps(replace(rule, decoupled=False, decay=0.0) if rule.decoupled else rule,
-                            np.abs(weights), [np.abs(gradient)], [rate], [norm], sizes)  # fmt: skip
-        share = STEP_SHARE if eps > 1e-10 else STEP_SHARE64
-        allowed = WEIGHT_ULPS * eps * np.maximum(np.abs(weights), np.abs(weights + due)) + share * np.abs(summands)
+        allowed = WEIGHT_ULPS * eps * np.maximum(np.abs(weights), np.abs(weights + due)) + share * np.abs(gross)
         off = np.abs(update - due)
         ratio = np.divide(off, allowed, out=np.where(off > 0.0, np.inf, 0.0), where=allowed > 0.0)
     return float(np.nan_to_num(ratio, nan=np.inf).max(initial=0.0))
@@ -376,12 +349,13 @@ def _rates(company: Company, label: str, steps_of: tuple[Step, Step]) -> tuple[f
     return ours, theirs
 
 
-def _starts(company: Company, state: TrainerState) -> dict[str, Start]:
+def _starts(company: Company, state: TrainerState) -> dict[str, tuple[dict[str, Floats], int]]:
+    """Slots of each tensor, and which update of it comes next."""
     slots = {slot: company.link.labelled(tensors) for slot, tensors in state.slots.items()}
     return {
-        label: Start(
-            state.updates.get(owner, 0 if state.updates else state.steps),
-            {slot: np.asarray(held[label], dtype=np.float64) for slot, held in slots.items() if label in held},
+        label: (
+            {slot: held[label].astype(np.float64) for slot, held in slots.items() if label in held},
+            state.updates.get(owner, 0) + 1,
         )
         for label, owner in company.owners.items()
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from alignment.errors import AlignmentError
 from alignment.faults import FAULTS, Fault, get_fault
 from alignment.frameworks import Framework
 from alignment.training.recipe import Clip, Recipe, Schedule
+from alignment.training.rules import Position
 from alignment.training.trainer import Step, Trainer, TrainerState
 from fake_data import Batch
 
@@ -87,7 +88,7 @@ class _Ahead:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        trainer.load_state(_one_further(trainer.state()))
+        self.load_state(trainer.state())
 
     def step(self, batch: Batch, *, gradients: bool = False) -> Step:
         return self._trainer.step(batch, gradients=gradients)
@@ -97,6 +98,9 @@ class _Ahead:
 
     def predict(self, batch: Batch) -> NDArray:
         return self._trainer.predict(batch)
+
+    def recipe(self) -> Recipe:
+        return self._trainer.recipe()
 
     def weights(self) -> dict[str, NDArray]:
         return self._trainer.weights()
@@ -108,11 +112,12 @@ class _Ahead:
         return self._trainer.state()
 
     def load_state(self, state: TrainerState) -> None:
-        self._trainer.load_state(_one_further(state))
+        further = Position(**state.schedule).moved(self._trainer.recipe())
+        self._trainer.load_state(replace(state, schedule=asdict(further)))
 
 
-def _one_further(state: TrainerState) -> TrainerState:
-    return replace(state, schedule={**state.schedule, "position": int(state.schedule.get("position", 0)) + 1})
+def _moves_by_steps(recipe: Recipe) -> bool:
+    return recipe.schedule.kind not in ("constant", "plateau") and recipe.schedule.by == "step"
 
 
 TRAINING_FAULTS = {
@@ -163,15 +168,15 @@ TRAINING_FAULTS = {
             "scheduler-off-by-one",
             "the schedule is one step ahead of the updates",
             trainer=_Ahead,
-            needs="a schedule that changes the learning rate",
-            hits=lambda recipe: recipe.schedule.kind != "constant",
+            needs="a schedule that goes by steps",
+            hits=_moves_by_steps,
         ),
         TrainingFault(
             "scheduler-not-stepped",
             "the learning rate stays where the schedule begins",
             recipe=lambda recipe: replace(recipe, schedule=Schedule()),
-            needs="a schedule that changes the learning rate",
-            hits=lambda recipe: recipe.schedule.kind != "constant",
+            needs="a schedule that goes by steps",
+            hits=_moves_by_steps,
         ),
     )
 }  # fmt: skip

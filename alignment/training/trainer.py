@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from alignment.training.recipe import Recipe
 from fake_data import Batch
 
 
@@ -31,8 +32,9 @@ class Step:
 class TrainerState:
     """An optimizer's and a schedule's state, in neutral words.
 
-    steps: updates made so far. slots: ``"momentum"``, ``"first moment"``, ``"second moment"`` or ``"largest second moment"`` ->
-    parameter's name -> array in that parameter's own layout and dtype. schedule: the schedule's position, JSON values.
+    steps: updates made so far. slots: ``"momentum"``, ``"first moment"``, ``"second moment"`` or ``"largest second moment"``
+    (of other optimizers: the framework's own word) -> parameter's name -> array in that parameter's own layout and dtype.
+    schedule: the schedule's position, JSON values (`alignment.training.rules.Position`).
     updates: parameter's name -> how often it was updated: fewer times than there were steps where it had no gradient in some.
     """
 
@@ -53,6 +55,13 @@ class Trainer(Protocol):
 
     def end_epoch(self, metric: float | None = None) -> None:
         """Tell a schedule that goes by epochs, or by a metric (plateau), that one is over."""
+
+    def recipe(self) -> Recipe:
+        """What it trains by; of an optimizer of the user's own, as far as it can be read.
+
+        Raises:
+            AlignmentError: the optimizer or its schedule is of a kind that no recipe says.
+        """
 
     def predict(self, batch: Batch) -> NDArray:
         """Logits of a batch, in evaluation mode."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from alignment.causes.updates import CAUSES, Optimizer, StatisticSuspect, UpdateSuspect, steps
+from alignment.causes.updates import CAUSES, StatisticSuspect, UpdateSuspect
+from alignment.training.rules import Rule, steps
 
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=(5, 4))
@@ -15,30 +16,30 @@ GRADIENTS = tuple(RNG.normal(size=(5, 4)) * 10.0 ** RNG.integers(-9, 1, (5, 4)) 
 RATES = (1e-3, 5e-4, 2.5e-4)
 NORMS = tuple(3.0 * float(np.linalg.norm(g)) for g in GRADIENTS)
 
-ADAM = Optimizer()
-ADAMW = Optimizer(decay=0.01, decoupled=True)
-SGD = Optimizer("sgd")
-CLIPPED = Optimizer("sgd", clip="global norm", clip_at=0.1)
-RMSPROP = Optimizer("rmsprop")
+ADAM = Rule()
+ADAMW = Rule(decay=0.01, decoupled=True)
+SGD = Rule("sgd")
+CLIPPED = Rule("sgd", clip="global norm", clip_at=0.1)
+RMSPROP = Rule("rmsprop")
 
 FAULTS = [
     ("adamw-for-adam", ADAM, ADAMW, 1),
-    ("l2-for-decoupled", ADAMW, Optimizer(decay=0.01), 1),
+    ("l2-for-decoupled", ADAMW, Rule(decay=0.01), 1),
     ("decay-overridden", ADAMW, ADAM, 1),
-    ("adam-eps", ADAM, Optimizer(eps=1e-7), 1),
-    ("rmsprop-eps", RMSPROP, Optimizer("rmsprop", eps_place="inside"), 1),
-    ("rmsprop-eps", RMSPROP, Optimizer("rmsprop", rho=0.95, eps=1e-6, eps_place="inside"), 1),
+    ("adam-eps", ADAM, Rule(eps=1e-7), 1),
+    ("rmsprop-eps", RMSPROP, Rule("rmsprop", eps_place="inside"), 1),
+    ("rmsprop-eps", RMSPROP, Rule("rmsprop", rho=0.95, eps=1e-6, eps_place="inside"), 1),
     ("sgd-for-adam", ADAM, SGD, 1),
-    ("sparse-adam", ADAM, Optimizer(ahead=1), 3),
-    ("momentum-default", SGD, Optimizer("sgd", momentum=0.9), 2),
-    ("clip-kind", CLIPPED, Optimizer("sgd", clip="norm", clip_at=0.1), 1),
-    ("clip-kind", CLIPPED, Optimizer("sgd", clip="value", clip_at=0.1), 1),
-    ("grads-not-cleared", SGD, Optimizer("sgd", accumulated=True), 3),
-    ("scheduler-not-stepped", ADAM, Optimizer(stepped=False), 3),
-    ("amsgrad", ADAM, Optimizer(amsgrad=True), 3),
-    ("adam-betas", ADAM, Optimizer(beta2=0.99), 3),
-    ("lr-scaled", ADAM, Optimizer(factor=1.7), 2),
-    ("sign-of-step", SGD, Optimizer("sgd", factor=-1.0), 2),
+    ("sparse-adam", ADAM, Rule(ahead=1), 3),
+    ("momentum-default", SGD, Rule("sgd", momentum=0.9), 2),
+    ("clip-kind", CLIPPED, Rule("sgd", clip="norm", clip_at=0.1), 1),
+    ("clip-kind", CLIPPED, Rule("sgd", clip="value", clip_at=0.1), 1),
+    ("grads-not-cleared", SGD, Rule("sgd", accumulated=True), 3),
+    ("scheduler-not-stepped", ADAM, Rule(stepped=False), 3),
+    ("amsgrad", ADAM, Rule(amsgrad=True), 3),
+    ("adam-betas", ADAM, Rule(beta2=0.99), 3),
+    ("lr-scaled", ADAM, Rule(factor=1.7), 2),
+    ("sign-of-step", SGD, Rule("sgd", factor=-1.0), 2),
 ]
 
 
@@ -78,17 +79,17 @@ def test_the_difference_of_the_gradients_is_not_held_against_a_rule():
 
 def test_adams_first_steps_with_the_bias_correction_one_ahead():
     one = np.ones(1)
-    found = steps(Optimizer(ahead=1), one, [one] * 3, [1.0] * 3)
+    found = steps(Rule(ahead=1), one, [one] * 3, [1.0] * 3)
     np.testing.assert_allclose(np.ravel(found), [-0.744, -0.859, -0.910], atol=1e-3)
 
 
 def test_adam_is_torchs():
     torch = pytest.importorskip("torch")
     for options, build in (
-        (Optimizer(decay=0.1), lambda p: torch.optim.Adam(p, weight_decay=0.1)),
+        (Rule(decay=0.1), lambda p: torch.optim.Adam(p, weight_decay=0.1)),
         (ADAMW, lambda p: torch.optim.AdamW(p, weight_decay=0.01)),
-        (Optimizer(amsgrad=True), lambda p: torch.optim.Adam(p, amsgrad=True)),
-        (Optimizer("sgd", momentum=0.9, nesterov=True),
+        (Rule(amsgrad=True), lambda p: torch.optim.Adam(p, amsgrad=True)),
+        (Rule("sgd", momentum=0.9, nesterov=True),
          lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, nesterov=True)),
         (RMSPROP, lambda p: torch.optim.RMSprop(p, lr=1e-3)),
     ):  # fmt: skip
