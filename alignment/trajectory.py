@@ -10,30 +10,33 @@ from typing import Any
 
 import numpy as np
 
-from alignment.causes import RateSuspect, SeriesSuspect, UpdateSuspect, diagnose
+from alignment.causes import Cause, RateSuspect, SeriesSuspect, Trial, UpdateSuspect, diagnose
 from alignment.check import own_versions
 from alignment.doctor import brief
 from alignment.errors import AlignmentError
-from alignment.experiment import Experiment, Options, prepare
+from alignment.experiment import Options, prepare
 from alignment.explain import finding_of, findings_of
 from alignment.faults import Fault
 from alignment.inputs import Chosen, make_training
 from alignment.localise import localise
 from alignment.report import Finding, Report, StageResult, TensorResult, Trajectory, TwinResult
 from alignment.stages import merge, run_stages
-from alignment.training.company import Sides, company_of
-from alignment.training.curves import FREE, Company, Curves, draw, own_rule
+from alignment.training.company import Sides, company_of, recipes_of
+from alignment.training.curves import FREE, Company, Curves, draw, own_rule, total_norm
 from alignment.training.faults import TrainingFault, get_training_fault
 from alignment.training.judge import Judged, judge
-from alignment.training.recipe import Recipe
+from alignment.training.lockstep import Follower, lockstep
+from alignment.training.recipe import Recipe, differences
 from alignment.trees import module_trees
-from alignment.twins import DEFAULT_TWIN, Twin, get_twin
+from alignment.twins import DEFAULT_TWIN, Twin, get_twin, import_attribute
 from fake_data import Batch, InputSpec
 
 # Told what goes on, (done, total).
 Progress = Callable[[int, int], None]
 # Rows of the float64 run's batches, of an explanation's, and at which steps all weights are looked at, at most.
 PROBE_ROWS, LOOKS = 4, 200
+# How far into a training, and for how many tensors, the first steps are made again to explain what is hidden in them.
+HIDDEN_STEPS, HIDDEN_TENSORS = 12, 4
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Training:
 
     steps: how many. recipe: of both sides. envelope: runs of the reference with its weights moved by one unit in the last
     place. every: look at all weights after each so many steps; None: so that there are at most 200 looks.
+    epoch: steps after which schedules that go by epochs are told that one is over, with the mean loss as its metric.
+    reference_optimizer, candidate_optimizer: in place of the recipe's: a function of the model that makes a side's own
+    optimizer, or (optimizer, scheduler), or its name, ``"package.module:function"``.
     probe: steps of a further run in float64 on small batches; 0: none. float64: run everything in float64 instead.
     faults: of training, or of the model, to plant on the candidate.
     """
@@ -50,6 +56,9 @@ class Training:
     recipe: Recipe = field(default_factory=Recipe)
     envelope: int = 4
     every: int | None = None
+    epoch: int | None = None
+    reference_optimizer: Any = None
+    candidate_optimizer: Any = None
     probe: int = 10
     float64: bool = False
     faults: tuple[str | Fault | TrainingFault, ...] = ()
@@ -58,6 +67,11 @@ class Training:
         for name, least in (("steps", 1), ("envelope", 1), ("probe", 0)):
             if getattr(self, name) < least:
                 raise AlignmentError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        by_epochs = self.recipe.schedule.by == "epoch" or self.recipe.schedule.kind == "plateau"
+        if self.epoch is None and by_epochs:
+            raise AlignmentError("the schedule goes by epochs: say how many steps make one, with epoch (--epoch N)")
+        if self.epoch is not None and self.epoch < 1:
+            raise AlignmentError(f"epoch must be at least 1, not {self.epoch}")
         if self.every is not None and not 1 <= self.every <= self.steps:
             raise AlignmentError(f"every must be from 1 to the {self.steps} steps, not {self.every}")
 
@@ -111,11 +125,22 @@ class _Run:
             steps=(3, 4, 5),
         )
         self.experiment = prepare(twin, asked)
-        self.experiment = replace(self.experiment, threads=options.threads or _threads(self.experiment, self.batches))
         self.experiment.use_threads()
         weights = next(iter(self.experiment.weights.values()))
         seeded = (options.dropout or twin.dropout) == "seeded"
-        self.sides = Sides(self.experiment, training.recipe, weights, options.seed if seeded else None, own)
+        optimizers = tuple(map(_function, (training.reference_optimizer, training.candidate_optimizer)))
+        self.sides = Sides(
+            self.experiment,
+            training.recipe,
+            weights,
+            options.seed if seeded else None,
+            own,
+            (optimizers[0], optimizers[1]),
+        )
+        self.recipes = recipes_of(self.sides)
+        self.recipe_words = " / ".join(
+            dict.fromkeys("an optimizer of its own" if r is None else in_words(r) for r in self.recipes)
+        )
         self.planted = (*(fault.name for fault in self.experiment.faults), *(fault.name for fault in own))
 
     def report(self, progress: Progress) -> Report:
@@ -130,18 +155,26 @@ class _Run:
             runs.append(("float64", tuple(map(_cut, self.batches.batches[:probe])), training.steps))
         drawn: list[tuple[Company, Curves]] = []
         for dtype, batches, before in runs:
-            company = company_of(self.sides, dtype, _summands(batches[0]))
+            company = company_of(self.sides, dtype, _summands(batches[0]), self.recipes[0])
             every = training.every or -(-len(batches) // LOOKS)
             curves = draw(
-                company, batches, envelope=training.envelope, every=every,
+                company, batches, envelope=training.envelope, every=every, epoch=training.epoch or 0,
                 progress=lambda number, before=before: progress(before + number, total),  # type: ignore[misc]
             )  # fmt: skip
             drawn.append((company, curves))
-            judged.append(judge(curves, company, self._targets(), in_words(training.recipe), dtype))
+            judged.append(judge(curves, company, self._targets(), self.recipe_words, dtype))
         stage = _together(judged)
-        findings, notes = _Explained(self, drawn, judged).findings(), ()
+        findings = _Explained(self, drawn, judged).findings()
         stage = _with_roots(stage, findings)
-        return self._report(stage, tuple(one.trajectory for one in judged), findings, notes)
+        return self._report(stage, tuple(one.trajectory for one in judged), findings)
+
+    def _recipe_notes(self) -> tuple[str, ...]:
+        one, two = self.recipes
+        if one is None or two is None:
+            return ("an optimizer's recipe can't be read: updates are judged beside the reference's noise",)
+        if self.training.reference_optimizer is None and self.training.candidate_optimizer is None:
+            return ()
+        return tuple(f"the two optimizers differ in {said}" for said in differences(one, two))
 
     def _targets(self) -> dict[str, str]:
         assert self.experiment.layout is not None
@@ -152,7 +185,6 @@ class _Run:
         stage: StageResult,
         trajectories: tuple[Trajectory, ...],
         findings: tuple[Finding, ...],
-        notes: tuple[str, ...],
     ) -> Report:
         experiment, options, twin = self.experiment, self.options, self.experiment.twin
         trees = module_trees(experiment)
@@ -167,13 +199,13 @@ class _Run:
             data=self.batches.source,
             seed=options.seed,
             faults=self.planted,
-            notes=(*self.batches.notes, *notes, *brief(experiment.reference, experiment.candidate)),
+            notes=(*self.batches.notes, *self._recipe_notes(), *brief(experiment.reference, experiment.candidate)),
             seconds=time.perf_counter() - self.start,
             options={
                 "twin": self.address or twin.name,
                 "training": {
                     "steps": self.training.steps,
-                    "recipe": in_words(self.training.recipe),
+                    "recipe": self.recipe_words,
                     "envelope": self.training.envelope,
                     "probe": self.training.probe,
                     "float64": self.training.float64,
@@ -215,6 +247,7 @@ class _Explained:
                 *self._rates(curves, one, bad),
                 *self._gradients(curves, one, bad),
                 *self._updates(company, curves, one, bad),
+                *self._hidden(company, one, bad),
             ):
                 known = next((n for n, other in enumerate(found) if other.cause == finding.cause), None)
                 if known is None:
@@ -234,12 +267,16 @@ class _Explained:
             step = judged.since["rate", name]
             place = curves.numbers.index(step)
             yield finding_of(
-                diagnose(RateSuspect(name, one, two)),
+                diagnose(RateSuspect(name, one, two, self._base(group))),
                 (f"rate {name}",),
                 f"from step {step} on: the reference steps with {one[place]:.6g}, the candidate with {two[place]:.6g}",
                 "candidate",
                 "both were given the same recipe, and the reference's rates are the truth by definition",
             )
+
+    def _base(self, group: int) -> float | None:
+        recipe = self.run.recipes[0]
+        return None if recipe is None else recipe.optimizer.learning_rate * recipe.settings_of(group)[0]
 
     def _gradients(self, curves: Curves, judged: Judged, bad: set[tuple[str, str]]) -> Iterable[Finding]:
         wrong = [(label, judged.since["gradient", label]) for record, label in bad if record == "gradient"]
@@ -328,6 +365,59 @@ class _Explained:
                 "given its own gradient, the candidate's step does not follow the recipe's formula; the reference's does",
             )
 
+    def _hidden(self, company: Company, judged: Judged, bad: set[tuple[str, str]]) -> Iterable[Finding]:
+        """Steps that are right from the reference's state, and wrong from the candidate's own: what it holds of the steps
+        before is another. The first steps are made again, free-running, and held against rules as a series.
+        """
+        left = [track for track in judged.trajectory.tracks if track.left is not None]
+        single = any(record in ("rate", "gradient", "update") or name == "loss of a step" for record, name in bad)
+        if single or not left or company.recipe is None:
+            return
+        first = left[0].left
+        assert first is not None
+        labels = [track.name for track in left if track.left == first][:HIDDEN_TENSORS]
+        found: list[tuple[Cause, Trial]] = []
+        if first <= HIDDEN_STEPS:
+            batches = self.run.batches.batches[: max(first + 1, 3)]
+            batches = tuple(map(_cut, batches)) if company.truth is None else batches
+            suspects = (self._replayed(company, company.recipe, label, batches) for label in labels)
+            for trials in map(diagnose, suspects):
+                found = trials if not found or any(trial.proved for _, trial in trials) else found
+        yield finding_of(
+            found,
+            tuple(f"trajectory {label}" for label in labels),
+            f"from step {first} on, though every step taken by itself is right: what the candidate holds of the steps before, "
+            "and is given by the reference when it is re-synchronised, is another",
+            "candidate",
+            "from the reference's weights and optimizer state its steps are right; from its own they are not",
+        )
+
+    def _replayed(self, company: Company, recipe: Recipe, label: str, batches: tuple[Batch, ...]) -> UpdateSuspect:
+        """The first steps of both sides, free-running, of one tensor."""
+        link, reference = company.link, company.reference()
+        begun = link.labelled(reference.weights())[label].astype(np.float64)
+        ways: tuple[list[Any], list[Any]] = [begun], [begun]
+        gradients: tuple[list[Any], list[Any]] = [], []
+        rates, norms = [], []
+        follower = {FREE: Follower(company.candidate(), link, gradients=True)}
+        for moment in lockstep(reference, follower, batches, every=1, gradients=True, labelled=link.labelled):
+            assert moment.weights is not None
+            assert moment.followed is not None
+            for side, weights in enumerate((moment.weights, moment.followed[FREE])):
+                ways[side].append(weights[label].astype(np.float64))
+            for side, (step, named) in enumerate(
+                ((moment.reference, link.labelled), (moment.followers[FREE], link.taken))
+            ):
+                gradient = named({name: g for name, g in (step.gradients or {}).items() if g is not None}).get(label)
+                gradients[side].append(np.zeros_like(begun) if gradient is None else gradient.astype(np.float64))
+            rates.append(moment.reference.rates[recipe.group_of(company.owners[label])])
+            norms.append(total_norm(moment.reference))
+        steps = tuple(tuple(np.diff(np.stack(way), axis=0)) for way in ways)
+        return UpdateSuspect(
+            label, begun, tuple(gradients[0]), tuple(gradients[1]), steps[0], steps[1], tuple(rates), tuple(norms),
+            rule=own_rule(recipe, company.owners[label]),
+        )  # fmt: skip
+
 
 # --------------------------------------------------------------------------------------------------------------- parts
 
@@ -402,8 +492,8 @@ def _changed(twin: Twin, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if twin.settings.get(name) != value}
 
 
-def _threads(experiment: Experiment, batches: Chosen) -> int:
-    return experiment.threads
+def _function(given: Any) -> Any:
+    return import_attribute(given, object) if isinstance(given, str) else given
 
 
 def _rows(batch: Batch) -> int:

@@ -19,11 +19,14 @@ GRADIENT = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class RateSuspect:
-    """Learning rates that differ. reference, candidate: one for each step of a training, from the first."""
+    """Learning rates that differ. reference, candidate: one for each step of a training, from the first. base: what the
+    schedule is of, where that is known.
+    """
 
     name: str
     reference: NDArray[np.float64]
     candidate: NDArray[np.float64]
+    base: float | None = None
     record: str = "rate"
 
 
@@ -60,11 +63,14 @@ def _off_by_one(suspect: RateSuspect) -> Iterator[Trial]:
 
 
 def _not_stepped(suspect: RateSuspect) -> Iterator[Trial]:
-    """The rate stays where it began."""
+    """The rate stays where the schedule begins, or what it would be without one."""
     ours, theirs = suspect.reference, suspect.candidate
-    if np.ptp(theirs) <= RATE * np.abs(theirs).max() < np.ptp(ours):
-        moved = theirs * ours / ours[0]
-        yield _rates(suspect, "letting the candidate's rate follow the schedule", moved, ours)
+    if not np.ptp(theirs) <= RATE * np.abs(theirs).max() < np.ptp(ours):
+        return
+    for stays, where in ((ours[0], "where the schedule begins"), (suspect.base, "at that of no schedule")):
+        if stays is not None and abs(theirs[0] - stays) <= RATE * abs(stays):
+            yield _rates(suspect, f"moving the schedule on, whose rate stays {where}", theirs / theirs[0] * ours, ours)
+            return
 
 
 def _scaled(suspect: RateSuspect) -> Iterator[Trial]:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from alignment.causes.gradients import factor_of, is_round
 from alignment.causes.suspect import AMBIGUOUS, Cause, Trial, relative
-from alignment.training.rules import RULES, Rule, Slots, change, steps
+from alignment.training.rules import RULES, Rule, Slots, steps
+from alignment.training.rules import change as step_of
 
 Array = NDArray
 
@@ -61,7 +62,7 @@ class UpdateSuspect:
         if self.starts:
             norms = [None] * len(gradients) if self.norms is None else self.norms
             given = zip(self.starts, gradients, self.learning_rates, norms, strict=True)
-            return np.stack([change(options, w, g, slots, n, rate, norm)[0] for (w, slots, n), g, rate, norm in given])
+            return np.stack([step_of(options, w, g, slots, n, rate, norm)[0] for (w, slots, n), g, rate, norm in given])
         return np.stack(steps(options, self.weights, gradients, self.learning_rates, self.norms))
 
     @cached_property

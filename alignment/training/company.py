@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +14,9 @@ import checkpoints
 from alignment.compare import EPS32, EPS64
 from alignment.correspondence import first_names
 from alignment.errors import AlignmentError
-from alignment.experiment import Experiment, State, moved_by_one_ulp, plant
+from alignment.experiment import SIDES, Experiment, State, moved_by_one_ulp, plant
 from alignment.frameworks import Dropout, get_trainer
+from alignment.frameworks.training import OwnOptimizer
 from alignment.stages import no_weights
 from alignment.training.curves import Company
 from alignment.training.faults import TrainingFault
@@ -29,7 +32,8 @@ class Sides:
     """Makes the trainers of a twin.
 
     weights: the reference's, float32, which every trainer begins with. dropout: as `get_trainer` takes it. faults: of the
-    training, planted on the candidate besides those of the experiment.
+    training, planted on the candidate besides those of the experiment. optimizers: the reference's and the candidate's own,
+    as `get_trainer` takes them, in place of the recipe's.
     """
 
     experiment: Experiment
@@ -37,6 +41,7 @@ class Sides:
     weights: State
     dropout: Dropout = None
     faults: tuple[TrainingFault, ...] = ()
+    optimizers: tuple[OwnOptimizer | None, OwnOptimizer | None] = (None, None)
 
     def make(self, side: str, dtype: str, recipe: Recipe | None = None) -> Trainer:
         """A fresh trainer with the weights to begin with; the candidate's with the planted faults."""
@@ -57,14 +62,41 @@ class Sides:
         chosen = recipe or self.recipe
         for fault in self.faults if candidate and recipe is None else ():
             chosen = chosen if fault.recipe is None else fault.recipe(chosen)
-        made = get_trainer(framework.name, model, chosen, loss=experiment.loss(side), dropout=self.dropout, names=names)
+        own = None if recipe is not None else self.optimizers[candidate]
+        made = get_trainer(
+            framework.name,
+            model,
+            chosen,
+            loss=experiment.loss(side),
+            dropout=self.dropout,
+            names=names,
+            optimizer=None if own is None else partial(_called, own, side),
+        )
         for fault in self.faults if candidate and recipe is None else ():
             made = made if fault.trainer is None else fault.trainer(made)
         return made
 
 
-def company_of(sides: Sides, dtype: str, summands: int) -> Company:
-    """Everybody who takes part in the curves of one dtype.
+def _called(own: OwnOptimizer, side: str, model: Any) -> Any:
+    try:
+        return own(model)
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
+        raise AlignmentError(f"the {side}'s optimizer can't be made: {type(error).__name__}: {error}") from error
+
+
+def recipes_of(sides: Sides) -> tuple[Recipe | None, Recipe | None]:
+    """What either side trains by, optimizers of the user's own as far as they can be read."""
+    found: list[Recipe | None] = []
+    for side, own in zip(SIDES, sides.optimizers, strict=True):
+        try:
+            found.append(sides.recipe if own is None else sides.make(side, "float32").recipe())
+        except AlignmentError:
+            found.append(None)
+    return found[0], found[1]
+
+
+def company_of(sides: Sides, dtype: str, summands: int, recipe: Recipe | None) -> Company:
+    """Everybody who takes part in the curves of one dtype. recipe: what the reference trains by, where that is known.
 
     Raises:
         AlignmentError: the candidate can't be given the reference's weights.
@@ -77,10 +109,10 @@ def company_of(sides: Sides, dtype: str, summands: int) -> Company:
     return Company(
         reference=lambda: sides.make("reference", dtype),
         candidate=lambda: sides.make("candidate", dtype),
-        link=link_of(experiment, layout, dtype),
+        link=replace(link_of(experiment, layout, dtype), own_schedule=any(sides.optimizers)),
         owners=_owners(experiment, layout),
         moved=lambda weights, number: moved_by_one_ulp(dict(weights), experiment.options.seed + number),
-        recipe=sides.recipe.as_held() if exact else sides.recipe,
+        recipe=recipe.as_held() if exact and recipe is not None else recipe,
         eps=EPS64 if exact else EPS32,
         truth=None if exact else _Truth(sides, layout),
         summands=summands,

@@ -146,18 +146,19 @@ def draw(
     *,
     envelope: int = 4,
     every: int = 1,
+    epoch: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Curves:
     """Drive everybody over the batches, and measure. Stops where a loss is no finite number.
 
     Args:
         envelope: runs of the reference with its initial weights moved.
-        every: look at all weights after each so many steps.
+        every: look at all weights after each so many steps. epoch: steps of one; 0: there are none.
         progress: told the number of each step that is done.
     """
     reference, link = company.reference(), company.link
     begun = reference.weights()
-    ours = replace(link, given=dict, taken=link.labelled, state=lambda state: state)
+    ours = Link(labelled=link.labelled, taken=link.labelled)
     followers = {
         FREE: Follower(company.candidate(), link),
         SYNCED: Follower(company.candidate(), link, synced=True, gradients=True),
@@ -168,7 +169,10 @@ def draw(
         trainer.load_weights(company.moved(begun, run))
         followers[str(run)] = Follower(trainer, ours)
     curves, first = Curves(company.eps, envelope), link.labelled(begun)
-    for moment in lockstep(reference, followers, batches, every=every, gradients=True, labelled=link.labelled):
+    everybody = lockstep(
+        reference, followers, batches, every=every, epoch=epoch, gradients=True, labelled=link.labelled
+    )
+    for moment in everybody:
         _losses(curves, moment)
         _free(curves, moment, first)
         _synced(curves, company, moment)
@@ -222,7 +226,7 @@ def _synced(curves: Curves, company: Company, moment: Moment) -> None:
         link.labelled(_present(moment.followers[SHADOW])),
     )
     before, starts = link.labelled(moment.before), _starts(company, moment.state)
-    norms = _total(ours), _total(theirs)
+    norms = total_norm(ours), total_norm(theirs)
     for label, series in curves.series.items():
         weights = before[label].astype(np.float64)
         after = moment.weights[label], moment.followed[SYNCED][label], moment.followed[SHADOW][label]
@@ -252,7 +256,9 @@ def _synced(curves: Curves, company: Company, moment: Moment) -> None:
                 made = change(rule, weights, gradients[side], slots, updated, rates[side], norms[side])[0]
                 # The same of all magnitudes: what the summands of the step are, where they cancel.
                 sizes = {slot: np.abs(value) for slot, value in slots.items()}
-                gross = change(rule, np.abs(weights), np.abs(gradients[side]), sizes, updated, rates[side], norms[side])[0]
+                gross = change(
+                    rule, np.abs(weights), np.abs(gradients[side]), sizes, updated, rates[side], norms[side]
+                )[0]
                 excess = _excess(weights, updates[side], made, gross, company.eps)
             figures.append(excess)
         kept = Kept(moment.number, weights, slots, updated, gradients, updates, rates, norms[0])
@@ -338,7 +344,8 @@ def _present(step: Step) -> dict[str, NDArray]:
     return {name: value for name, value in (step.gradients or {}).items() if value is not None}
 
 
-def _total(step: Step) -> float:
+def total_norm(step: Step) -> float:
+    """The norm of all gradients together."""
     return math.sqrt(sum(norm**2 for norm in step.norms.values() if norm is not None))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,14 @@ class Link:
     labelled: tensors of the reference (weights, or gradients of some) -> by the labels they are compared under.
     given: the reference's whole state dict -> the follower's. taken: the follower's tensors -> by the same labels as
     `labelled` gives, in the reference's layout. state: the reference's optimizer and schedule state -> the follower's.
+    own_schedule: a follower's schedule can't take the reference's position, and keeps its own.
     """
 
     labelled: Callable[[Tensors], dict[str, NDArray]] = _same
     given: Callable[[Tensors], dict[str, NDArray]] = _same
     taken: Callable[[Tensors], dict[str, NDArray]] = _same
     state: Callable[[TrainerState], TrainerState] = _same_state
+    own_schedule: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def lockstep(
     batches: Iterable[Batch],
     *,
     every: int = 0,
+    epoch: int = 0,
     gradients: bool = False,
     labelled: Callable[[Tensors], dict[str, NDArray]] = _same,
 ) -> Iterator[Moment]:
@@ -95,18 +98,30 @@ def lockstep(
         batches: one for each step; the same object is given to all.
         every: look at all weights after each `every`-th step, and after the first; 0: never. Without, and without synced
             followers, nothing is copied and the loop costs no more than the trainers' own steps.
+        epoch: steps after which an epoch is over, and the schedules are told, each with its trainer's mean loss; 0: never.
         gradients: keep the reference's gradients. labelled: see `Link`.
     """
     synced = {name: one for name, one in followers.items() if one.synced}
+    losses: list[list[float]] = []
     for number, batch in enumerate(batches, 1):
         before = state = None
         if synced:
             before, state = reference.weights(), reference.state()
             for one in synced.values():
                 one.trainer.load_weights(one.link.given(before if one.moved is None else one.moved(before)))
-                one.trainer.load_state(one.link.state(state))
+                given = one.link.state(state)
+                if one.link.own_schedule:
+                    given = replace(given, schedule=one.trainer.state().schedule)
+                one.trainer.load_state(given)
         ours = reference.step(batch, gradients=gradients)
         steps = {name: one.trainer.step(batch, gradients=one.gradients) for name, one in followers.items()}
+        if epoch:
+            losses.append([step.loss for step in (ours, *steps.values())])
+            if number % epoch == 0:
+                means = np.mean(losses, axis=0)
+                losses = []
+                for trainer, mean in zip((reference, *(f.trainer for f in followers.values())), means, strict=True):
+                    trainer.end_epoch(float(mean))
         looked = every > 0 and (number == 1 or number % every == 0)
         weights: dict[str, NDArray] | None = None
         followed: dict[str, dict[str, NDArray]] | None = None
