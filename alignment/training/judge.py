@@ -59,6 +59,7 @@ def judge(curves: Curves, company: Company, targets: dict[str, str], recipe: str
     updates = [_update(curves, label, targets[label], dtype, known, since) for label in trained]
     allowed = {label: _allowed(curves, label, known) for label in trained}
     ways = [_trajectory(curves, label, targets[label], dtype, allowed[label], since) for label in trained]
+    ways.sort(key=lambda row: (since.get(("trajectory", row.name), math.inf), -row.strain))
     loss, bound = _free_loss(curves, since)
     rows += [*gradients, *updates, *ways, loss, *_stopped(curves)]
     if not trained:
