@@ -155,7 +155,7 @@ class Trajectory:
     that of the reference's own with its weights moved.
     blind: the first step from which rounding alone explains a distance as large as the way that the weights have gone: the
     free-running curve says nothing from there. tracks: of each tensor, those first that left first, then by strain.
-    first: what left first, in words; empty where nothing did.
+    single: what the re-synchronised steps say, in words. first: what left the envelope first; empty where nothing did.
     """
 
     dtype: str
@@ -175,14 +175,23 @@ class Trajectory:
     step_error: tuple[float, ...]
     step_noise: tuple[float, ...]
     tracks: tuple[Track, ...]
+    single: str = ""
     first: str = ""
     blind: int | None = None
-    summary: str = ""
 
     @property
     def strain(self) -> float:
         """The largest share that any tensor took of what is allowed; 1 is the limit."""
         return max((track.strain for track in self.tracks), default=0.0)
+
+    @property
+    def free(self) -> str:
+        """What the free-running candidate did, in words."""
+        where = "outside" if self.first else "inside"
+        most = f"at most {self.strain:.1%} of" if self.strain <= 1.0 else f"up to {self.strain:.3g} times"
+        nearest = max(self.tracks, key=lambda track: track.strain, default=None)
+        at = "" if nearest is None else f", by {nearest.name} at step {nearest.worst}"
+        return f"{where} the envelope of {self.runs} runs; {most} what is allowed{at}"
 
 
 @dataclass(frozen=True)

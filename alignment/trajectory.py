@@ -431,11 +431,10 @@ def _together(judged: list[Judged]) -> StageResult:
         marked = []
         for row in other.stage.tensors:
             said = f"in {dtype}, {row.reason}" if row.verdict != "aligned" else row.reason
-            marked.append(replace(row, reason=said, diverging=tuple(f"{one} in {dtype}" for one in row.diverging)))
+            marked.append(replace(row, reason=said))
         rows = tuple(merge((*_unstrained(rows), *marked)))
     notes = dict.fromkeys(note for one in judged for note in one.stage.notes)
-    summaries = tuple(one.trajectory.summary for one in judged)
-    return replace(first.stage, tensors=_reconciled(first.stage.tensors, rows), notes=(*summaries, *notes))
+    return replace(first.stage, tensors=_reconciled(first.stage.tensors, rows), notes=tuple(notes))
 
 
 def _unstrained(rows: Iterable[TensorResult]) -> Iterable[TensorResult]:

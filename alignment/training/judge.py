@@ -37,7 +37,10 @@ LOSS_ULPS, AHEAD = 16.0, 2
 # Relative difference of two learning rates that are the same: they are float32 in some frameworks.
 RATE = 1e-6
 # Of a stage's number and name.
-STEP, STAGE = 7, "training"
+STEP, STAGE = 6, "training"
+
+
+_FREE = "free-running, inside the envelope", "free-running, outside the envelope"
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def _step_loss(curves: Curves, since: dict[tuple[str, str], int]) -> TensorResul
         off, noise = np.abs(theirs - ours), np.abs(shadow - ours)
         noise = np.array([np.max(noise[max(0, n - MEMORY) : n + MEMORY + 1]) for n in range(len(noise))])
         allowed = MARGIN * noise + LOSS_ULPS * curves.eps * np.abs(ours)
-    return _row("loss", "loss of a step", "loss of a step", (), curves, off, allowed, since, "from the same weights")
+    said = "from the reference's weights, it is the reference's", "from the reference's weights, it is another"
+    return _row("loss", "loss of a step", "loss of a step", (), curves, off, allowed, since, said)
 
 
 def _gradient(
@@ -128,7 +132,7 @@ def _gradient(
     if not wrong:
         strain = max((comparison.strain for comparison in settled), default=0.0)
         looked = f", {len(settled)} of them in float64" if settled else ""
-        reason = f"that of the reference's weights is the reference's at every step{looked}"
+        reason = f"from the reference's weights, it is the reference's at all {len(curves.numbers)} steps{looked}"
         yield TensorResult(
             "gradient",
             label,
@@ -153,13 +157,12 @@ def _gradient(
         why = f"the reference's own noise is {_share(series.noise[at], series.size[at])} of it"
     yield TensorResult(
         "gradient", label, target, series.shape, "diverged",
-        f"wrong from step {first} on, from the reference's own weights (relative L2 {rel:.2g}): {why}",
+        f"from the reference's weights, wrong from step {first} on (relative L2 {rel:.2g}): {why}",
         rel_l2=rel, seen=worst.seen if worst else series.gradient[at], allowed=worst.allowed if worst else None,
         max_abs=worst.max_abs if worst else None, worst_index=worst.worst_index if worst else None,
         error_ratio=worst.error_ratio if worst else None, strain=worst.strain if worst else math.inf,
         dtype=worst.dtype if worst and worst.dtype else dtype, decided_by="semantics",
-        batch=f"step {first}", weights="the reference's", comparisons=comparisons,
-        diverging=tuple(f"step {number}" for number in wrong),
+        batch=f"step {first}", comparisons=comparisons,
     )  # fmt: skip
 
 
@@ -169,12 +172,18 @@ def _update(
     series = curves.series[label]
     if known:
         seen, allowed = np.array(series.excess), np.ones(len(series.excess))
-        said = "distance from the recipe's formula, given its own gradient, over what rounding explains"
+        said = (
+            "given its own gradient, the step follows the recipe's formula",
+            "given its own gradient, the step does not follow the recipe's formula (seen: over what rounding explains)",
+        )
     else:
         noise = np.array(series.update_noise)
         noise = np.array([np.max(noise[max(0, n - MEMORY) : n + MEMORY + 1]) for n in range(len(noise))])
         seen, allowed = np.array(series.update), MARGIN * noise
-        said = "beside the reference's own, with weights moved by one unit in the last place, as no formula is known"
+        said = (
+            "no formula is known, and the step is as near to the reference's as its own noise explains",
+            "no formula is known, and the step is farther from the reference's than its own noise explains",
+        )
     row = _row("update", label, target, series.shape, curves, seen, allowed, since, said)
     at = curves.numbers.index(since["update", label]) if ("update", label) in since else 0
     size = series.update_size[at]
@@ -213,7 +222,7 @@ def _trajectory(
         np.array(series.apart),
         allowed,
         since,
-        "free-running",
+        _FREE,
         curves.at,
     )
     last = series.apart[-1] / series.norm[-1] if series.norm and series.norm[-1] else None
@@ -231,7 +240,7 @@ def _free_loss(curves: Curves, since: dict[tuple[str, str], int]) -> tuple[Tenso
         if any(key[0] != "trajectory" for key in since):
             allowed = MARGIN * ahead + LOSS_ULPS * curves.eps * np.abs(ours)  # a wrong loss does not excuse itself
         off = np.abs(theirs - ours)
-    return _row("loss", "loss", "loss", (), curves, off, allowed, since, "free-running"), (reached, allowed)
+    return _row("loss", "loss", "loss", (), curves, off, allowed, since, _FREE), (reached, allowed)
 
 
 def _row(
@@ -243,31 +252,25 @@ def _row(
     seen: Floats,
     allowed: Floats,
     since: dict[tuple[str, str], int],
-    said: str,
+    said: tuple[str, str],
     at: list[int] | None = None,
 ) -> TensorResult:
-    """One row of figures that may not be larger than what is allowed, at any step."""
+    """One row of figures that may not be larger than what is allowed, at any step. said: what they are, right and wrong."""
     numbers = curves.numbers if at is None else at
     with np.errstate(all="ignore"):
         bad = ~(seen <= allowed)
         strain = np.where(seen == 0.0, 0.0, np.where(bad & ~np.isfinite(seen), np.inf, seen / allowed))
-    step = _first(bad, numbers)
-    worst = int(np.argmax(np.nan_to_num(strain, nan=np.inf)))
+    step, worst = _first(bad, numbers), int(np.argmax(np.nan_to_num(strain, nan=np.inf)))
+    where = worst
+    reason = f"{said[0]} at all {len(numbers)} steps, nearest to the limit at step {numbers[worst]}"
     if step is not None:
         since[record, label] = step
-        place = numbers.index(step)
-        again = int(bad.sum())
-        reason = f"{said}: outside from step {step} on, in {again} of {len(numbers)} steps"
-        where = place
-    else:
-        reason = f"{said}: within what rounding explains at all {len(numbers)} steps, nearest at step {numbers[worst]}"
-        where = worst
+        where = numbers.index(step)
+        reason = f"{said[1]} from step {step} on, at {int(bad.sum())} of {len(numbers)} steps"
     return TensorResult(
         record, label, target, shape, "aligned" if step is None else "diverged", reason,
         seen=float(seen[where]), allowed=float(allowed[where]), strain=float(np.nan_to_num(strain[worst], nan=np.inf)),
-        decided_by="precision", weights="the reference's" if record in ("update", "gradient") else "their own",
-        batch=f"step {numbers[where]}", comparisons=len(numbers),
-        diverging=tuple(f"step {number}" for number, out in zip(numbers, bad, strict=True) if out),
+        decided_by="precision", batch=f"step {numbers[where]}", comparisons=len(numbers),
     )  # fmt: skip
 
 
@@ -346,9 +349,9 @@ def _figures(
         step_error=_floats(errors[0] / size),
         step_noise=_floats(errors[1] / size),
         tracks=tuple(_lean(track, number) for number, track in enumerate(tracks)),
+        single=_single_in_words(len(curves.numbers), since),
         first=_first_in_words(tracks, since),
         blind=blind,
-        summary=_summary(curves, tracks, since, dtype),
     )
 
 
@@ -395,23 +398,15 @@ def _first_in_words(tracks: list[Track], since: dict[tuple[str, str], int]) -> s
     return f"{same[0].name}{more}, at step {same[0].left}"
 
 
-def _summary(curves: Curves, tracks: list[Track], since: dict[tuple[str, str], int], dtype: str) -> str:
-    count = len(curves.numbers)
+def _single_in_words(count: int, since: dict[tuple[str, str], int]) -> str:
+    """What the re-synchronised steps say."""
     single = {key: step for key, step in since.items() if key[0] != "trajectory" and key != ("loss", "loss")}
-    words = []
-    if single:
-        (record, name), step = min(single.items(), key=lambda item: item[1])
-        more = f" and {len(single) - 1} more" if len(single) > 1 else ""
-        words.append(f"taken by themselves, steps are wrong from step {step} on: {record} {name}{more}")
-    else:
-        words.append(f"taken by themselves, all {count} steps are right")
-    first = _first_in_words(tracks, since)
-    if first:
-        words.append(f"the free-running candidate leaves the envelope: {first}")
-    else:
-        strain = max((track.strain for track in tracks), default=0.0)
-        words.append(f"the free-running candidate stays in the envelope, at most {strain:.1%} of what is allowed")
-    return f"{dtype}: " + "; ".join(words)
+    if not single:
+        return f"right, all {count} steps"
+    (record, name), step = min(single.items(), key=lambda item: item[1])
+    label = name if name.startswith(record) or record in name else f"{record} {name}"
+    more = f" and {len(single) - 1} more" if len(single) > 1 else ""
+    return f"wrong from step {step} on: {label}{more}"
 
 
 def _notes(curves: Curves, company: Company, trajectory: Trajectory, known: bool) -> tuple[str, ...]:
