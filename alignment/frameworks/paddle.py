@@ -409,7 +409,7 @@ def _dropped(layer: Any, masks: Masks, x: Any) -> Any:
         return x * factor + summand
     # By its mode "downscale_in_infer" Paddle makes up for what is dropped in evaluation mode, and not here.
     downscaled = getattr(layer, "mode", "") == "downscale_in_infer"
-    return x * to_tensor(keep if downscaled else scaled(keep, rate)).astype(x.dtype)
+    return x * to_tensor(keep if downscaled else scaled(keep, rate, x.dtype == paddle.float32)).astype(x.dtype)
 
 
 def slots(model: Any) -> tuple[Slot, ...]:

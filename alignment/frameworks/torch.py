@@ -225,7 +225,7 @@ def _dropped(layer: Any, masks: Masks, x: torch.Tensor) -> torch.Tensor:
     if isinstance(layer, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
         factor, summand = (to_tensor(part).to(x) for part in self_normalizing(keep, layer.p))
         return x.mul_(factor).add_(summand) if layer.inplace else x * factor + summand
-    factor = to_tensor(scaled(keep, layer.p)).to(x)
+    factor = to_tensor(scaled(keep, layer.p, x.dtype == torch.float32)).to(x)
     return x.mul_(factor) if layer.inplace else x * factor
 
 

@@ -83,7 +83,7 @@ class BaseTrainer(ABC):
             self._updates[full] += 1
         if self._scheduler is not None and self._recipe.schedule.by == "step" and not self._plateau():
             self._move_on(None)
-        loss, *sizes = self._to_host([value, *norms])
+        loss, *sizes = self._to_host(value, norms)
         measured: dict[str, float | None] = dict.fromkeys(self._parameters)
         measured.update(zip(found, sizes, strict=True))
         return Step(self._steps, loss, rates, measured, copies)
@@ -179,11 +179,12 @@ class BaseTrainer(ABC):
         """Of the parameters that have one."""
 
     @abstractmethod
-    def _norms(self, gradients: Sequence[Any]) -> list[Any]: ...
+    def _norms(self, gradients: Sequence[Any]) -> Any:
+        """A vector of their Euclidean norms, right to 1e-6 in float32, which the frameworks' own functions are not."""
 
     @abstractmethod
-    def _to_host(self, numbers: Sequence[Any]) -> list[float]:
-        """Tensors of one element each, in one transfer."""
+    def _to_host(self, value: Any, norms: Any) -> list[float]:
+        """The loss and the norms, in one transfer."""
 
     @abstractmethod
     def _copied(self, tensor: Any) -> Any:
@@ -193,7 +194,7 @@ class BaseTrainer(ABC):
     def _clips_itself(self) -> bool: ...
 
     @abstractmethod
-    def _clip(self, gradients: Sequence[Any], norms: Sequence[Any]) -> None:
+    def _clip(self, gradients: Sequence[Any], norms: Any) -> None:
         """In place."""
 
     @abstractmethod
