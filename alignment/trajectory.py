@@ -243,8 +243,9 @@ class _Explained:
         found: list[Finding] = []
         for (company, curves), one in zip(self.drawn, self.judged, strict=True):
             bad = {(row.record, row.name) for row in one.stage.tensors if row.verdict == "diverged"}
+            told = any(finding.roots[0].startswith("rate ") for finding in found)  # by the longer run already
             for finding in (
-                *self._rates(curves, one, bad),
+                *(() if told else self._rates(curves, one, bad)),
                 *self._gradients(curves, one, bad),
                 *self._updates(company, curves, one, bad),
                 *self._hidden(company, one, bad),

@@ -52,8 +52,8 @@ def _rates(suspect: RateSuspect, change: str, corrected: NDArray, wanted: NDArra
 def _off_by_one(suspect: RateSuspect) -> Iterator[Trial]:
     """The rate of each step is the schedule's of the step after it, or before it."""
     ours, theirs = suspect.reference, suspect.candidate
-    if len(ours) < 3 or np.ptp(ours) <= RATE * np.abs(ours).max():
-        return
+    if len(ours) < 3 or not all(np.ptp(rates) > RATE * np.abs(rates).max() for rates in (ours, theirs)):
+        return  # a rate that stays is that of every other step
     yield _rates(
         suspect, "taking the rates of a step earlier: the candidate's schedule is one step ahead", theirs[:-1], ours[1:]
     )

@@ -116,6 +116,7 @@ def company_of(sides: Sides, dtype: str, summands: int, recipe: Recipe | None) -
         eps=EPS64 if exact else EPS32,
         truth=None if exact else _Truth(sides, layout),
         summands=summands,
+        buffers=tuple(slot.name for slot in experiment.slots if slot.role == "buffer"),
     )
 
 

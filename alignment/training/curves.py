@@ -33,8 +33,9 @@ FREE, SYNCED, SHADOW = "candidate", "synced", "shadow"
 # (measured 7e-6), and for the sums that clipping takes of all gradients.
 WEIGHT_ULPS = 4.0
 STEP_SHARE = 2e-5
-# The same of a float64 run, and how many times its noise a gradient may be off there.
-STEP_SHARE64, SEMANTICS = 1e-9, 1e4
+# The same of a float64 run, in which Paddle's kernels hold momentum and weight decay in float32; and how many times its noise
+# a gradient may be off there.
+STEP_SHARE64, SEMANTICS = 2e-7, 1e4
 # A gradient is looked at in float64 where it is further from the reference's than so many times the reference's own noise of
 # the last steps, and units in the last place of the largest gradient in its layer.
 SUSPICIOUS, GRADIENT_ULPS, MEMORY = 5.0, 16.0, 10
@@ -126,7 +127,7 @@ class Company:
     tensors correspond. owners: label -> the reference's parameter that holds it, of all that are trained. moved: (weights,
     number) -> the same moved by one unit in the last place. recipe: None where no formula is known. eps: of the dtype.
     truth: (weights, state, batch) -> both sides' gradients in float64 by label; None where that can't be asked.
-    summands: terms that a gradient sums up beyond a matrix product.
+    summands: terms that a gradient sums up beyond a matrix product. buffers: labels of what is not trained.
     """
 
     reference: Callable[[], Trainer]
@@ -138,6 +139,7 @@ class Company:
     eps: float
     truth: Truth | None = None
     summands: int = 1
+    buffers: tuple[str, ...] = ()
 
 
 def draw(

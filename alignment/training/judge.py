@@ -32,7 +32,8 @@ Floats = NDArray[np.float64]
 # On right twins no tensor was at any step farther than 1.6 times the sum (docs/trajectories.md).
 MARGIN = 10.0
 FLOOR_ULPS = 4.0
-# The same for the loss, one number whose distance may be small by luck: the envelope up to two steps ahead counts, too.
+# The same for the loss, one number whose distance may be small by luck: the envelope up to two steps ahead counts, too, and
+# where the weights may be farther than the envelope's, the loss may as well.
 LOSS_ULPS, AHEAD = 16.0, 2
 # Relative difference of two learning rates that are the same: they are float32 in some frameworks.
 RATE = 1e-6
@@ -63,7 +64,7 @@ def judge(curves: Curves, company: Company, targets: dict[str, str], recipe: str
     allowed = {label: _allowed(curves, label, known) for label in trained}
     ways = [_trajectory(curves, label, targets[label], dtype, allowed[label], since) for label in trained]
     ways.sort(key=lambda row: (since.get(("trajectory", row.name), math.inf), -row.strain))
-    loss, bound = _free_loss(curves, since)
+    loss, bound = _free_loss(curves, _widened(curves, trained, allowed), since)
     rows += [*gradients, *updates, *ways, loss, *_stopped(curves)]
     if not trained:
         rows.append(TensorResult("trajectory", NOTHING, NOTHING, None, "inconclusive", "no parameter is trained"))
@@ -229,16 +230,26 @@ def _trajectory(
     return replace(row, dtype=dtype, rel_l2=last)
 
 
-def _free_loss(curves: Curves, since: dict[tuple[str, str], int]) -> tuple[TensorResult, tuple[Floats, Floats]]:
+def _widened(curves: Curves, trained: list[str], allowed: dict[str, Floats]) -> Floats:
+    """How many times farther than the envelope's runs the weights may be, at each step: as far may the loss be."""
+    if not trained:
+        return np.ones(len(curves.numbers))
+    norm = _together(curves, trained, "norm")
+    spread, every = _spread(curves, trained), np.sqrt(sum(np.square(allowed[label]) for label in trained))
+    share = every / (MARGIN * np.maximum(spread, curves.eps * norm))
+    return np.asarray(np.interp(curves.numbers, curves.at, np.maximum.accumulate(np.maximum(share, 1.0))))
+
+
+def _free_loss(
+    curves: Curves, widened: Floats, since: dict[tuple[str, str], int]
+) -> tuple[TensorResult, tuple[Floats, Floats]]:
     ours, theirs = (np.array(curves.losses[who]) for who in ("reference", FREE))
     with np.errstate(all="ignore"):
         runs = [np.abs(np.array(curves.losses[str(run)]) - ours) for run in range(1, curves.runs + 1)]
-        single = np.abs(np.array(curves.losses[SYNCED]) - ours)
         reached = np.maximum.accumulate(np.max([np.zeros(len(ours)), *runs], axis=0))
         ahead = np.array([reached[min(n + AHEAD, len(ours) - 1)] for n in range(len(ours))])
-        allowed = MARGIN * (ahead + np.maximum.accumulate(single)) + LOSS_ULPS * curves.eps * np.abs(ours)
-        if any(key[0] != "trajectory" for key in since):
-            allowed = MARGIN * ahead + LOSS_ULPS * curves.eps * np.abs(ours)  # a wrong loss does not excuse itself
+        unit = curves.eps * np.abs(ours)
+        allowed = MARGIN * widened * np.maximum(ahead, unit) + LOSS_ULPS * unit
         off = np.abs(theirs - ours)
     return _row("loss", "loss", "loss", (), curves, off, allowed, since, _FREE), (reached, allowed)
 
@@ -293,10 +304,14 @@ def _rooted(rows: Iterable[TensorResult]) -> list[TensorResult]:
     forward = ("loss", "loss of a step") in bad
     steps = forward or any(record in ("rate", "gradient", "update") for record, _ in bad)
 
+    ways = any(record == "trajectory" for record, _ in bad)
+
     def starts(row: TensorResult) -> bool:
         if row.record == "gradient":
             return not forward
-        return row.record in ("rate", "update") or row.name == "loss of a step" or not steps
+        if row.record in ("rate", "update") or row.name == "loss of a step":
+            return True
+        return not steps and (row.record == "trajectory" or not ways)
 
     return [replace(row, root=starts(row)) if row.verdict == "diverged" else row for row in rows]
 
@@ -314,11 +329,7 @@ def _figures(
     since: dict[tuple[str, str], int],
 ) -> Trajectory:
     together = {name: _together(curves, trained, name) for name in ("apart", "norm", "moved")}
-    spread = np.zeros(len(curves.at))
-    every = np.zeros(len(curves.at))
-    if trained and curves.runs:
-        squares = sum(np.square(np.array(curves.series[label].spread)) for label in trained)
-        spread = np.maximum.accumulate(np.sqrt(np.max(squares, axis=1)))
+    spread, every = _spread(curves, trained), np.zeros(len(curves.at))
     if trained:
         every = np.sqrt(sum(np.square(allowed[label]) for label in trained))
     norm = np.maximum(together["norm"], np.finfo(float).tiny)
@@ -370,6 +381,14 @@ def _order(track: Track) -> tuple[float, float]:
 def _together(curves: Curves, trained: list[str], key: str) -> Floats:
     parts = [np.square(np.array(getattr(curves.series[label], key))) for label in trained]
     return np.sqrt(np.sum(parts, axis=0)) if parts else np.zeros(len(curves.at))
+
+
+def _spread(curves: Curves, trained: list[str]) -> Floats:
+    """The largest distance of an envelope run up to each step that was looked at, of all weights together."""
+    if not trained:
+        return np.zeros(len(curves.at))
+    squares = sum(np.square(np.array(curves.series[label].spread)) for label in trained)
+    return np.asarray(np.maximum.accumulate(np.sqrt(np.max(squares, axis=1))))
 
 
 def _track(curves: Curves, label: str, allowed: Floats, since: dict[tuple[str, str], int]) -> Track:
