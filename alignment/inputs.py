@@ -243,7 +243,7 @@ def make_training(
         given = given_batches(declared, needs_targets(twin), steps)
         taken = itertools.islice(itertools.cycle(given), steps)
         named = tuple(replace(batch, name=f"step-{number}") for number, batch in enumerate(taken, 1))
-        return Chosen(settings, named, "given inputs", ())
+        return Chosen(settings, named, "given inputs", _again(len(given), steps))
     data, spec = data or twin.data, declared_spec(twin, settings)
     length = _length(spec, length)
     if data == "fake":
@@ -273,5 +273,10 @@ def make_training(
     batches = [_reviews(twin, settings, spec, reviews, number, batch_size) for number in range(min(whole, steps))]
     named = tuple(replace(batches[step % whole], name=f"step-{step + 1}") for step in range(steps))
     source = f"{'synthetic reviews' if synthetic else data}, {len(reviews.labels):,} read"
-    notes = (f"the {whole} whole batches were taken again from step {whole + 1} on",) if whole < steps else ()
-    return Chosen(settings, named, source, (*reviews.notes, *notes))
+    return Chosen(settings, named, source, (*reviews.notes, *_again(whole, steps)))
+
+
+def _again(batches: int, steps: int) -> tuple[str, ...]:
+    if batches >= steps:
+        return ()
+    return (f"the {batches} whole batches were taken again from step {batches + 1} on",)
