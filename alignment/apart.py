@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from alignment.capture_file import Capture, Key, Run, SavedTrace, Why, read_capture
 from alignment.check import Progress, report_of
-from alignment.compare import EPS32, Comparison, Tolerance, bitwise
+from alignment.compare import EPS32, Comparison, Tolerance, bitwise, rms
 from alignment.correspondence import OF_MODULES, packed_tensors, parted, rename
 from alignment.errors import AlignmentError
 from alignment.experiment import Case, Experiment, Model, Options, State
@@ -619,7 +619,7 @@ def _training(experiment: RecordedExperiment) -> tuple[list[TensorResult], list[
         kind, label = key
         step, _, own = label.partition("/")
         move, truth = moves.get(own), ours.trace.get("gradient", f"1/{own}")
-        if truth is not None and truth.size and _rms(truth) <= summands.rounding(name, batch, own, truth.shape):
+        if truth is not None and truth.size and rms(truth) <= summands.rounding(name, batch, own, truth.shape):
             rounding[own] = None
             continue
         if experiment.scope.left_out(kind, own, own if move is None else move.target):
@@ -690,9 +690,9 @@ def judge_step(
         return _step_result(float(flips), flips_allowed, reference, step, what, float(gap.max()))
     # Rounding of the parameter itself, whose difference the change is; and of Adam's 1 − β₂ᵗ, where βᵗ is kept in float32.
     floor = EPS32 * (4 * (size + step * learning_rate) + learning_rate / (1 - ADAM_BETA2**step))
-    own = max(_rms(np.where(run > FLIP * learning_rate, 0.0, run)) for run in spread)
+    own = max(rms(np.where(run > FLIP * learning_rate, 0.0, run)) for run in spread)
     return _step_result(
-        _rms(np.where(flipped, 0.0, gap)), spread_ratio * own + floor, reference, step, "RMS difference of the change"
+        rms(np.where(flipped, 0.0, gap)), spread_ratio * own + floor, reference, step, "RMS difference of the change"
     )
 
 
@@ -711,7 +711,3 @@ def _step_result(
         allowed=allowed,
         strain=seen / allowed if allowed else (0.0 if verdict == "aligned" else math.inf),
     )
-
-
-def _rms(values: NDArray) -> float:
-    return math.sqrt(float(np.mean(np.square(values))))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,11 +28,7 @@ from alignment.scope import listed
 from alignment.stages import STAGES
 from alignment.waivers import UNRUN
 from checkpoints import write_aside
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from checkpoints.tables import read_toml
 
 VERSION = 1
 # How many times the error ratio may be what it was, counted from 1: better than the reference is no promise. Measured on right
@@ -93,12 +88,12 @@ class Baseline:
         """
         path = Path(path)
         try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = read_toml(path)
         except FileNotFoundError as error:
             raise AlignmentError(f"{path}: there is no such baseline; `align baseline` writes one") from error
         except OSError as error:
             raise AlignmentError(f"{path}: can't read the baseline: {error.strerror}") from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        except ValueError as error:
             raise AlignmentError(f"{path}: the baseline is damaged: {error}; write it again, or restore it") from error
         if data.get("version") != VERSION:
             raise AlignmentError(f"{path}: no baseline of version {VERSION}: version = {data.get('version')!r}")

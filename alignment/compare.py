@@ -270,8 +270,8 @@ def _measure(pair: Pair, tolerance: Tolerance) -> Comparison:
     difference = np.abs(_wide(pair.candidate64) - truth)
     worst = _worst(difference)
     seen = float(difference.max())
-    norm = _norm(truth)
-    rel_l2 = _norm(difference) / norm if norm else (0.0 if seen == 0.0 else math.inf)
+    norm = norm_of(truth)
+    rel_l2 = norm_of(difference) / norm if norm else (0.0 if seen == 0.0 else math.inf)
     rounding = noise_max * (EPS64 / EPS32) + EPS64 * size
     allowed = tolerance.semantics_margin * rounding + tolerance.floor_ulps * EPS64 * pair.scale
 
@@ -299,10 +299,10 @@ def _measure(pair: Pair, tolerance: Tolerance) -> Comparison:
         seen,
         allowed,
         _strain(seen, allowed),
-        error32=_rms(error),
-        noise32=max(_rms(error) for error in errors),
+        error32=rms(error),
+        noise32=max(rms(error) for error in errors),
         # Two units in the last place of the tensor's own size: a few correctly rounded operations may differ by that.
-        floor32=EPS32 * (2.0 * _rms(truth) + tolerance.floor_ulps * pair.scale32),
+        floor32=EPS32 * (2.0 * rms(truth) + tolerance.floor_ulps * pair.scale32),
         sequential=sequential(pair.summands),
         worst_index32=_worst(error),
         largest32=(float(error.max()), noise_max, EPS32 * (2.0 * size + tolerance.floor_ulps * pair.scale32)),
@@ -341,9 +341,9 @@ def bitwise(reference: Array | None, candidate: Array | None) -> Comparison:
         difference = np.abs(_wide(candidate) - _wide(reference))
     difference[np.isnan(difference) & differs] = math.inf
     worst = tuple(int(i) for i in np.unravel_index(int(np.where(differs, difference, -1.0).argmax()), reference.shape))
-    norm = _norm(reference)
+    norm = norm_of(reference)
     seen = float(np.where(differs, difference, 0.0).max())
-    rel_l2 = _norm(difference) / norm if norm else math.inf
+    rel_l2 = norm_of(difference) / norm if norm else math.inf
     reason = (
         f"{count} of {reference.size} elements differ where equal bits are due; at {list(worst)} the reference has "
         f"{reference[worst]!s}, the candidate {candidate[worst]!s}"
@@ -470,11 +470,13 @@ def _strain(seen: float, allowed: float) -> float:
     return seen / allowed if allowed else math.inf
 
 
-def _rms(values: Array) -> float:
-    return _norm(values) / math.sqrt(values.size)
+def rms(values: Array) -> float:
+    """Root of the mean square of all values, computed in float64; 0 where there are none."""
+    return norm_of(values) / math.sqrt(max(1, values.size))
 
 
-def _norm(values: Array) -> float:
+def norm_of(values: Array) -> float:
+    """Euclidean norm of all values, computed in float64."""
     # einsum and not a BLAS product: thousands of small products would keep BLAS's threads spinning for their next.
     wide = _wide(values).ravel()
     return math.sqrt(float(np.einsum("i,i->", wide, wide)))

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import AlignmentError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from checkpoints.tables import read_toml
 
 
 def find_config() -> Path | None:
@@ -38,8 +33,8 @@ def read_config(
         if path is None:
             return {}
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = read_toml(path)
+    except (OSError, ValueError) as error:
         raise AlignmentError(f"{path}: can't read the configuration: {error}") from error
     if path.name == "pyproject.toml":
         tool = table.get("tool", {})

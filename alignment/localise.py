@@ -308,9 +308,11 @@ class Scene:
         guilty = {self.owner(*key) for key in forward}
         backward = [key for key in failing if key[0] not in (*FORWARD, *END)]
         backward = [key for key in backward if self.owner(*key) not in guilty]
-        if forward:  # what is never called has no gradient, for the reason that it is not called
-            called = {"", *(path_of(name) for name in trace.names("activation"))}
-            backward = [key for key in backward if key[0] != "gradient" or self.owner(*key) in called]
+        if (
+            forward
+        ):  # a gradient sums what each call adds: with fewer calls, or none, it differs for the reason that they do
+            here, there = _calls(self.reference64), _calls(trace)
+            backward = [key for key in backward if key[0] != "gradient" or self._called_alike(key, here, there)]
         flowing = {self.owner(*key) for key in backward if key[0] in FLOWS}
         backward = [key for key in backward if key[0] in FLOWS or self.owner(*key) not in flowing]
         of_weights = [key for key in backward if key[0] != "gradient" or key[1] in self.moves]
@@ -326,6 +328,11 @@ class Scene:
             )
             for kind, name in (*forward, *backward)
         )
+
+    def _called_alike(self, key: tuple[Kind, str], here: Counter[str], there: Counter[str]) -> bool:
+        """Is the module that owns a gradient called, and as often as the reference's? The model may return no tensor itself."""
+        owner = self.owner(*key)
+        return owner == "" or (there[owner] > 0 and here[owner] in (0, there[owner]))
 
     @cached_property
     def criterion_faults(self) -> set[str]:
@@ -354,6 +361,11 @@ class Scene:
             return ""
         path = path_of(name)
         return path if kind in ("activation", "input gradient") else path.rpartition(".")[0]
+
+
+def _calls(trace: Trace) -> Counter[str]:
+    """Module path -> how often it was called, as far as it gave tensors."""
+    return Counter(path_of(call) for call in {name.partition("[")[0] for name in trace.names("activation")})
 
 
 def _is_float(value: NDArray | None) -> bool:

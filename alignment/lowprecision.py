@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment.compare import Comparison, Tolerance, overall, sequential, settle
+from alignment.compare import Comparison, Tolerance, overall, rms, sequential, settle
 from alignment.errors import AlignmentError
 from alignment.experiment import Experiment, State, is_floating, largest_gradient, moved_by_one_ulp
 from alignment.report import StageResult, TensorResult
@@ -214,9 +214,9 @@ def _measure(
         shape,
         dtype,
         float(error.max()),
-        error32=_rms(error),
-        noise32=max(_rms(one) for one in errors),
-        floor32=eps * (2.0 * _rms(truth) + floor * eps * scale),
+        error32=rms(error),
+        noise32=max(rms(one) for one in errors),
+        floor32=eps * (2.0 * rms(truth) + floor * eps * scale),
         sequential=sequential(summands),
         worst_index32=worst,
         largest32=(float(error.max()), largest, eps * (2.0 * float(np.abs(truth).max()) + floor * eps * scale)),
@@ -233,7 +233,3 @@ def _settled(experiment: Experiment, judged: list[_Judged], dtype: str) -> Itera
         for one, comparison in zip(group, settled, strict=True):
             ours, theirs = (f"{name} ({dtype})" for name in (one.reference_name, one.candidate_name))
             yield result_of(one.record, ours, theirs, comparison, one.weights, one.batch)
-
-
-def _rms(values: NDArray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

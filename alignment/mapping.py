@@ -10,7 +10,6 @@ import functools
 import json
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -21,11 +20,7 @@ from alignment.compare import Tolerance
 from alignment.errors import AlignmentError
 from checkpoints import CheckpointError, NameMap, Rename, write_aside
 from checkpoints.layouts import OPERATIONS, Operation
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from checkpoints.tables import read_table
 
 FIGURES = tuple(entry.name for entry in fields(Tolerance))
 
@@ -128,11 +123,7 @@ class ModelMapping:
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
-            if path.suffix not in (".toml", ".json"):
-                raise ValueError("a mapping is a .toml or .json file")
-            data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text, object_pairs_hook=_no_doubles)
-            return _mapping(data)
+            return _mapping(read_table(path, "a mapping"))
         except OSError as error:
             raise AlignmentError(f"{path}: can't read the mapping: {error.strerror}") from error
         except (ValueError, OverflowError, RecursionError, AlignmentError) as error:
@@ -235,13 +226,6 @@ def _tables(mapping: ModelMapping) -> Iterable[tuple[str, list[dict[str, Any]]]]
     ):
         rows = [{part.name: getattr(value, part.name) for part in fields(value)} for value in values]
         yield key, [{name: value for name, value in row.items() if value is not None} for row in rows]
-
-
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
 
 
 KEYS = ("rename", "modules", "tensors", "layout", "ignore", "boundary", "tolerance")

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from alignment.compare import norm_of
 from alignment.trace import GRADIENT_OF, Kind, Record, Trace
 
 # Record -> the axes of the candidate's value, in the reference's order (as `numpy.transpose` takes them).
@@ -58,7 +59,8 @@ def _order(ours: NDArray | None, theirs: NDArray | None) -> tuple[int, ...] | No
 def _apart(ours: NDArray, theirs: NDArray) -> float:
     """Relative L2 distance; NaN where it has none."""
     with np.errstate(all="ignore"):
-        return float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours))
+        norm = norm_of(ours)
+        return norm_of(ours - theirs) / norm if norm else math.nan
 
 
 def arranged(record: Record, orders: Mapping[tuple[Kind, str], tuple[int, ...]]) -> Record:

@@ -18,7 +18,6 @@ and one that nothing needs any more, keep the report from being aligned.
 from __future__ import annotations
 
 import datetime
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -29,11 +28,7 @@ from alignment.errors import AlignmentError
 from alignment.experiment import PRECISIONS
 from alignment.report import NOTHING, Report, StageResult, TensorResult, TwinResult
 from alignment.stages import STAGES
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from checkpoints.tables import read_toml
 
 # Rows of what could not run: a stage, or its further run in another dtype.
 UNRUN = frozenset((NOTHING, *(f"({dtype})" for dtype in PRECISIONS)))
@@ -89,10 +84,10 @@ def read_waivers(path: str | Path) -> tuple[Waiver, ...]:
     """
     path = Path(path)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = read_toml(path)
     except OSError as error:
         raise AlignmentError(f"{path}: can't read the waivers: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except ValueError as error:
         raise AlignmentError(f"{path}: the waivers are no TOML: {error}") from error
     rows = data.get("waiver", [])
     if set(data) - {"waiver"} or not isinstance(rows, list):

@@ -19,6 +19,7 @@ from checkpoints._files import write_aside
 from checkpoints._pickle import are_sizes
 from checkpoints.errors import CheckpointError
 from checkpoints.layouts import OPERATIONS, Operation, shape_after
+from checkpoints.tables import parse_json
 
 Shape = tuple[int, ...]
 
@@ -107,11 +108,11 @@ class Layout:
         """Read a layout file; CheckpointError names the file and the first thing in it that isn't right."""
         path = Path(path)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_doubles)
+            data = parse_json(path.read_text(encoding="utf-8"))
             return _layout(data)
         except OSError as error:
             raise CheckpointError(f"{path}: can't read the layout: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{path}: not a layout file: {error}") from error
 
 
@@ -136,13 +137,6 @@ def _entry(value: Move | Extra) -> dict[str, Any]:
 def _block(name: str, entries: Iterable[object]) -> str:
     rows = ",\n".join("    " + json.dumps(entry, ensure_ascii=False) for entry in entries)
     return f'  "{name}": [\n{rows}\n  ]' if rows else f'  "{name}": []'
-
-
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
 
 
 def _layout(data: Any) -> Layout:

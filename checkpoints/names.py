@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +10,7 @@ from typing import Any
 
 from checkpoints.errors import CheckpointError
 from checkpoints.layouts import OPERATIONS, Operation
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+from checkpoints.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -103,13 +97,10 @@ class NameMap:
         """Read a name map from a .toml or .json file; CheckpointError names the file and what isn't right in it."""
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
-            if path.suffix not in (".toml", ".json"):
-                raise ValueError("a name map is a .toml or .json file")
-            return _name_map(tomllib.loads(text) if path.suffix == ".toml" else json.loads(text))
+            return _name_map(read_table(path, "a name map"))
         except OSError as error:
             raise CheckpointError(f"{path}: can't read the name map: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{path}: not a name map: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from fake_data.batches import Batch, adversarial_batches, make_batch
 from fake_data.errors import DataError
+from fake_data.order import epoch_order
 from fake_data.saved import load_batches, save_batches
 from fake_data.spec import Field, Floats, Ids, InputSpec, Labels, Mask
 
@@ -15,6 +16,7 @@ __all__ = [
     "Labels",
     "Mask",
     "adversarial_batches",
+    "epoch_order",
     "load_batches",
     "make_batch",
     "save_batches",

@@ -24,19 +24,38 @@ from checkpoints import write_aside
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+step_option = click.option(
+    "--step",
+    "steps",
+    type=click.IntRange(1, 5),
+    multiple=True,
+    metavar="N",
+    help="Only this stage: 1 structure, 2 initialization, 3 forward, 4 loss, 5 backward. May be repeated.",
+)
+
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the report as JSON.",
+)
+
+html_option = click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the report as one HTML page that needs no network.",
+)
+
 _OUTPUT = (
     click.option("--verbose", is_flag=True, help="A line for every tensor, and with findings every root and identity."),
     click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit status tells."),
 )
 
 _VIEWS = (
-    click.option(
-        "--html",
-        "html_file",
-        type=click.Path(dir_okay=False, path_type=Path),
-        metavar="FILE",
-        help="Write the report as one HTML page that needs no network.",
-    ),
+    html_option,
     click.option(
         "--details",
         is_flag=True,
@@ -80,13 +99,7 @@ _SHARED = (
         metavar="FILE",
         help="How the two sides' parts correspond where names differ, and what is compared; `align map` writes one.",
     ),
-    click.option(
-        "--json",
-        "json_file",
-        type=click.Path(dir_okay=False, path_type=Path),
-        metavar="FILE",
-        help="Write the report as JSON.",
-    ),
+    json_option,
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),

@@ -24,6 +24,7 @@ from alignment.commands._options import (
     refuse_unwritable,
     run_options,
     shared_options,
+    step_option,
     view_options,
 )
 from alignment.config import find_config, read_config
@@ -70,14 +71,7 @@ def _long_name(parameter: click.Parameter) -> str:
     help="Defaults for these options; otherwise alignment.toml or [tool.alignment] in pyproject.toml here.",
 )
 @click.option("--all", "every", is_flag=True, help="Check every built-in twin.")
-@click.option(
-    "--step",
-    "steps",
-    type=click.IntRange(1, 5),
-    multiple=True,
-    metavar="N",
-    help="Only this stage: 1 structure, 2 initialization, 3 forward, 4 loss, 5 backward. May be repeated.",
-)
+@step_option
 @shared_options
 @run_options
 @view_options

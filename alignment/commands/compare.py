@@ -11,7 +11,14 @@ import click
 from alignment.apart import compare_captures
 from alignment.capture_file import SUFFIX
 from alignment.commands._gate import baseline_option, open_gate
-from alignment.commands._options import finish, output_options, refuse_unwritable, view_options
+from alignment.commands._options import (
+    finish,
+    json_option,
+    output_options,
+    refuse_unwritable,
+    step_option,
+    view_options,
+)
 from alignment.errors import AlignmentError
 from alignment.foreign import compare_dumps
 from alignment.views.progress import progress
@@ -20,14 +27,7 @@ from alignment.views.progress import progress
 @click.command("compare", epilog="Exit status: 0 aligned, 1 diverged, 2 could not decide or could not run.")
 @click.argument("reference", type=click.Path(path_type=Path))
 @click.argument("candidate", type=click.Path(path_type=Path))
-@click.option(
-    "--step",
-    "steps",
-    type=click.IntRange(1, 5),
-    multiple=True,
-    metavar="N",
-    help="Only this stage: 1 structure, 2 initialization, 3 forward, 4 loss, 5 backward. May be repeated.",
-)
+@step_option
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1, min_open=True),
@@ -44,13 +44,7 @@ from alignment.views.progress import progress
     is_flag=True,
     help="Of captures: call a batch norm's running variance diverged, too, where the frameworks define it differently.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write the report as JSON.",
-)
+@json_option
 @view_options
 @baseline_option
 @output_options

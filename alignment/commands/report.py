@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from alignment.commands._gate import open_gate
-from alignment.commands._options import finish, output_options, refuse_unwritable
+from alignment.commands._options import finish, html_option, output_options, refuse_unwritable
 from alignment.views.json import read_report
 
 
@@ -16,13 +16,7 @@ from alignment.views.json import read_report
     "report", epilog="Exit status: that of the report. 0 aligned, 1 diverged, 2 could not decide or could not read it."
 )
 @click.argument("saved", metavar="REPORT.json", type=click.Path(path_type=Path))
-@click.option(
-    "--html",
-    "html_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write the report as one HTML page that needs no network.",
-)
+@html_option
 @output_options
 def command(saved: Path, html_file: Path | None, verbose: bool, quiet: bool, **gated: Any) -> int:
     """Show the report that `align check`, `align explain` or `align compare` wrote with --json. No model is run.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,11 +26,7 @@ from alignment.sweep import CaseResult, local, on_ray, sweep, verdict_of
 from alignment.twins import DEFAULT_TWIN, TWINS, get_twin, parse_settings
 from alignment.views.progress import progress
 from alignment.views.terminal import MARKS, STYLES
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from checkpoints.tables import parse_json, parse_toml
 
 # Cases listed in the summary; all are in the results file.
 SHOWN = 40
@@ -204,8 +198,8 @@ def read_cases(path: Path) -> list[Case]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        content: Any = parse_json(text) if path.suffix == ".json" else parse_toml(text)
+    except (OSError, ValueError) as error:
         raise AlignmentError(f"{path}: can't read the cases: {error}") from error
     entries = content.get("case") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries or set(content) != {"case"}:

