@@ -313,9 +313,14 @@ _WORDS: dict[str, _pickle.Call | None] = (
 
 def lay_out(tensors: Mapping[str, Spec]) -> _zip.Archive:
     """Torch's zip format: a plain dict of contiguous tensors, for ``torch.load(…, weights_only=True)``."""
-    content = b"".join(_pickled(str(key), name, spec) for key, (name, spec) in enumerate(tensors.items()))
+    items = (_text(name) + tensor_opcodes(str(key), spec) for key, (name, spec) in enumerate(tensors.items()))
+    return lay_out_pickled(b"\x80\x02}(" + b"".join(items) + b"u.", tensors)
+
+
+def lay_out_pickled(pickled: bytes, tensors: Mapping[str, Spec]) -> _zip.Archive:
+    """The same of any pickle in which the tensors, in their order, are storages "0", "1" …"""
     members = [
-        _zip.Member("archive/data.pkl", b"\x80\x02}(" + content + b"u.", alignment=ALIGNMENT),
+        _zip.Member("archive/data.pkl", pickled, alignment=ALIGNMENT),
         _zip.Member("archive/byteorder", b"little", alignment=ALIGNMENT),
     ]
     members += [
@@ -325,8 +330,8 @@ def lay_out(tensors: Mapping[str, Spec]) -> _zip.Archive:
     return _zip.lay_out([*members, _zip.Member("archive/version", b"3\n", alignment=ALIGNMENT)])
 
 
-def _pickled(key: str, name: str, spec: Spec) -> bytes:
-    """The opcodes of one item: the name, then the call that rebuilds the tensor from its storage."""
+def tensor_opcodes(key: str, spec: Spec) -> bytes:
+    """The call that rebuilds a tensor from its storage."""
     dtype = spec.dtype
     strides = [math.prod(spec.shape[axis + 1 :]) for axis in range(len(spec.shape))]
     if dtype in _STORAGE_OF:
@@ -342,7 +347,7 @@ def _pickled(key: str, name: str, spec: Spec) -> bytes:
     reference = b"(" + _text("storage") + storage.encode() + _text(key) + _text("cpu") + int_opcode(count) + b"tQ"
     hooks = b"\x89ccollections\nOrderedDict\n)R"
     arguments = reference + int_opcode(0) + _ints(list(spec.shape)) + _ints(strides) + hooks + last
-    return _text(name) + f"ctorch._utils\n{rebuild}\n(".encode() + arguments + b"tR"
+    return f"ctorch._utils\n{rebuild}\n(".encode() + arguments + b"tR"
 
 
 def _text(text: str) -> bytes:

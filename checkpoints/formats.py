@@ -343,6 +343,52 @@ def _keys(content: dict[Any, Any], without: Any = None) -> str:
     return ", ".join(listed[:20] + ["…"] * (len(listed) > 20)) or "none"
 
 
+def read_tree(path: str | Path) -> Any:
+    """All that a .pth, .pt, .bin, .pdparams or .pdopt holds: dictionaries, lists, plain values, and arrays in place of tensors.
+
+    The arrays are copies. It goes through the machine that makes arrays and plain values, and nothing else; CheckpointError
+    where the file asks for more, or is damaged.
+    """
+    path = Path(path)
+    by_suffix(path, _TREES)
+    with _named(path), path.open("rb") as file:
+        if not identify(file)[1]:
+            raise CheckpointError("is empty")
+        data = memoryview(map_file(file))
+        if _TREES[path.suffix] == "torch":
+            content, check = _torch_file.read(data, file)
+        else:
+            if data[:4] == _torch_file.ZIP_MAGIC:
+                raise CheckpointError("is a zip archive, as torch writes; paddle writes a pickle: is the suffix right?")
+            content, check = _pickle.load(data, 0, _pickle.NUMPY_WORDS)[0], None
+        room = [max(MAX_EXPANSION * len(data), SMALL)]
+        return _copied(content, check, room, 0)
+
+
+_TREES = {".pth": "torch", ".pt": "torch", ".bin": "torch", ".pdparams": "paddle", ".pdopt": "paddle"}
+MAX_DEPTH = 20
+
+
+def _copied(value: Any, check: Callable[[np.ndarray], None] | None, room: list[int], depth: int) -> Any:
+    """The same with arrays of its own. room: bytes that arrays may still take."""
+    if depth > MAX_DEPTH:
+        raise CheckpointError(f"refused: what it holds is nested more than {MAX_DEPTH} deep")
+    array = _array(value)
+    if array is not None:
+        room[0] -= array.nbytes
+        if room[0] < 0:
+            raise CheckpointError(f"refused: its tensors take more than {MAX_EXPANSION} times the file's size")
+        if check is not None:
+            check(array)
+        return np.array(array, _little(array), order="C")
+    if type(value) is dict:
+        joined = _joined(value) if _SLICES in value else value
+        return {key: _copied(part, check, room, depth + 1) for key, part in joined.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(part, check, room, depth + 1) for part in value)
+    return value
+
+
 # ---- npy -----------------------------------------------------------------------------------------------------------
 
 

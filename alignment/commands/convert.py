@@ -12,8 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from alignment.conversion import Joined, Tensors, compared_layout, join_models
+from alignment.frameworks import paddle_names as fresh_names
 from alignment.mapping import ModelMapping
 from alignment.sizes import read_sizes
+from alignment.training.recipe import Recipe
+from alignment.training.state import convert_file
 from alignment.twins import Twin, get_twin, parse_settings
 from alignment.views.progress import progress
 from checkpoints import (
@@ -33,6 +36,7 @@ from checkpoints import (
     stream,
 )
 from checkpoints.convert import check_source
+from checkpoints.optimizer import OptimizerState, paddle_names
 
 
 @click.command("convert", short_help="Convert a checkpoint between frameworks, with proof.")
@@ -65,6 +69,18 @@ from checkpoints.convert import check_source
     metavar="SIZE",
     help="Bytes of tensors in a shard, such as 2GB, where DESTINATION is an index  [default: 5GB]",
 )
+@click.option(
+    "--optimizer",
+    type=(click.Path(path_type=Path), click.Path(path_type=Path)),
+    metavar="FROM TO",
+    help="Convert the state of SOURCE's optimizer, too, with --twin: .pth (optimizer.state_dict()) and .pdopt.",
+)
+@click.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    help="A training recipe (.toml or .json) with what the optimizer's file does not say, with --optimizer.",
+)
 @click.option("--force", is_flag=True, help="Overwrite DESTINATION (and the file of --save-layout).")
 def command(
     source: Path,
@@ -81,6 +97,8 @@ def command(
     entry: str | None,
     bfloat16: bool,
     shard_size: str | None,
+    optimizer: tuple[Path, Path] | None,
+    recipe_file: Path | None,
     force: bool,
 ) -> int:
     """Convert the checkpoint SOURCE to DESTINATION.
@@ -98,9 +116,17 @@ def command(
         raise click.UsageError(
             "--set, --names, --mapping and --drop-ignored go with --twin; a layout file already says all they could."
         )
+    if (optimizer is not None and twin_name is None) or (recipe_file is not None and optimizer is None):
+        raise click.UsageError("--optimizer goes with --twin, and --recipe with --optimizer.")
     _check_outputs(source, destination, save_layout, force)
+    states = (None, None) if optimizer is None else optimizer
+    if states[1] is not None and states[1].exists() and not force:
+        raise CheckpointError(f"{states[1]}: exists; choose another name, or overwrite it with --force")
+    recipe = None if recipe_file is None else Recipe.read(recipe_file)
     mapped = None if mapping_file is None else Path(mapping_file)
-    _check_apart([source, layout_file, names_file, mapped], [destination, save_layout])
+    _check_apart(
+        [source, layout_file, names_file, mapped, recipe_file, states[0]], [destination, save_layout, states[1]]
+    )
 
     with progress("converting") as say:
         say(f"opening {source}")
@@ -143,8 +169,48 @@ def command(
             progress=say,
             accept=accept,
         )
-    _summarise(Console(highlight=False), destination, opened.notes, layout, streamed, held, live)
+        moved = None
+        if optimizer is not None and live is not None:
+            say(f"converting {optimizer[0]}")
+            moved = _convert_optimizer(optimizer, source, twin, settings, live, recipe)
+    console = Console(highlight=False)
+    _summarise(console, destination, opened.notes, layout, streamed, held, live)
+    if moved is not None and optimizer is not None:
+        console.out(
+            f"{optimizer[1]}: {', '.join(moved.slots) or 'no state'} of {len(moved.updates)} parameters, "
+            f"{max(moved.updates.values(), default=0)} updates; there and back bit-identical"
+        )
     return 0
+
+
+def _convert_optimizer(
+    files: tuple[Path, Path],
+    source: Path,
+    twin: Twin,
+    settings: Mapping[str, Any],
+    live: Joined,
+    recipe: Recipe | None,
+) -> OptimizerState:
+    """The state of an optimizer of the two live models."""
+    layout = live.layout
+
+    def names(side: str) -> Mapping[str, str]:
+        table = paddle_names(source) if side == "source" and source.suffix == ".pdparams" else None
+        chosen = next(one for one in (twin.candidate, twin.reference) if one.framework == "paddle")
+        return table or fresh_names(chosen.target, {**twin.settings, **settings, **chosen.settings})
+
+    slots = live.target.slots(live.target_model)
+    kept = {slot.name for slot in slots if slot.role == "parameter" and slot.tied_to is None}
+    of_reference = twin.reference.framework == layout.target_framework
+    return convert_file(
+        *files,
+        layout,
+        given=[s.name for s in live.source.slots(live.source_model) if s.role == "parameter" and s.tied_to is None],
+        taken={name: array for name, array in live.target.read_state(live.target_model).items() if name in kept},
+        names=names,
+        recipe=recipe,
+        reference=None if of_reference else {move.target: move.source for move in layout.moves},
+    )
 
 
 def _check_outputs(source: Path, destination: Path, save_layout: Path | None, force: bool) -> None:

@@ -369,6 +369,13 @@ def get_trainer(
     return cast(Trainer, made)
 
 
+def paddle_names(target: Target, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Parameter -> what Paddle calls it in a process that builds this model first: the names of its optimizers' files."""
+    get_framework("paddle")
+    found = importlib.import_module("alignment.frameworks.paddle_training").names_of_its_own(target, settings)
+    return cast("dict[str, str]", found)
+
+
 def reserve_threads(count: int | None = None) -> int:
     """Settle the number of CPU threads before any framework is imported, and return it: `count`, or all there are.
 

@@ -9,20 +9,19 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from alignment.errors import AlignmentError
-from alignment.frameworks import PLACED_ON
+from alignment.frameworks import PLACED_ON, Target
 from alignment.frameworks import paddle as adapter
 from alignment.frameworks.masks import Masks
 from alignment.frameworks.training import BaseTrainer, no_loss, not_said, same_in_all
 from alignment.training.recipe import Clip, Optimizer, Recipe, Schedule
 from alignment.training.rules import CLIP_EPS
 from alignment.training.trainer import Step, TrainerState
+from checkpoints.optimizer import POWERS, power_of
 from fake_data import Batch
 
 import paddle  # isort: skip (the adapter imports it first, without its warnings)
 
 lr = paddle.optimizer.lr
-# Accumulators that count updates: beta to the power of one more than their number.
-POWERS = ("beta1_pow_acc", "beta2_pow_acc")
 
 
 class PaddleTrainer(BaseTrainer):
@@ -229,7 +228,7 @@ class PaddleTrainer(BaseTrainer):
         ):
             if power in kept:
                 tensor = kept[power][parameter.name]
-                tensor.set_value(paddle.to_tensor([beta ** (count + 1)], dtype=tensor.dtype))
+                tensor.set_value(paddle.to_tensor(power_of(beta, count, tensor.numpy().dtype)))
 
     # ------------------------------------------------------------------------------------------------------ reading
 
@@ -284,6 +283,13 @@ class PaddleTrainer(BaseTrainer):
 
 
 trainer = PaddleTrainer
+
+
+def names_of_its_own(target: Target, settings: Mapping[str, Any]) -> dict[str, str]:
+    """See `alignment.frameworks.paddle_names`."""
+    with paddle.utils.unique_name.guard():
+        model = adapter.build(target, settings)
+    return {full: parameter.name for full, parameter in model.named_parameters()}
 
 
 def _coefficient(regularizer: Any) -> float:

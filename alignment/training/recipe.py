@@ -7,16 +7,24 @@ framework has no counterpart for is refused here, before anything is trained.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from alignment.errors import AlignmentError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 KINDS = ("sgd", "adam", "adamw")
 CLIPS = ("value", "norm", "global norm")
@@ -229,6 +237,28 @@ class Recipe:
             None if data.get("clip") is None else _made(Clip, "clip", data["clip"]),
             tuple(_made(Group, "a group", group) for group in groups),
         )
+
+    @staticmethod
+    def read(path: str | Path) -> Recipe:
+        """Of a .toml or .json file with the tables ``optimizer``, ``schedule``, ``clip`` and a list ``groups``.
+
+        Raises:
+            AlignmentError: it can't be read, or something in it is not right.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+            if path.suffix not in (".toml", ".json"):
+                raise ValueError("a recipe is a .toml or .json file")
+            data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        except OSError as error:
+            raise AlignmentError(f"{path}: can't read the recipe: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise AlignmentError(f"{path}: not a recipe: {error}") from error
+        try:
+            return Recipe.from_dict(data)
+        except AlignmentError as error:
+            raise AlignmentError(f"{path}: {error}") from error
 
 
 def differences(one: Recipe, other: Recipe) -> tuple[str, ...]:
