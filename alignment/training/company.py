@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,12 @@ from alignment.training.curves import Company
 from alignment.training.faults import TrainingFault
 from alignment.training.lockstep import Link, Tensors
 from alignment.training.recipe import Optimizer, Recipe
+from alignment.training.state import converted
 from alignment.training.trainer import Trainer, TrainerState
 from checkpoints import Layout, undo
 from fake_data import Batch
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -138,18 +140,17 @@ def link_of(experiment: Experiment, layout: Layout, dtype: str = "float32") -> L
         return experiment.converted(dict(tensors), layout)
 
     def state(state: TrainerState) -> TrainerState:
-        slots = {slot: _converted(tensors, layout) for slot, tensors in state.slots.items()}
-        counts = {move.target: state.updates[move.source] for move in layout.moves if move.source in state.updates}
-        return replace(state, slots=slots, updates=counts)
+        moved = converted(state, layout)
+        slots = {slot: _first_names(held, layout) for slot, held in moved.slots.items()}
+        return replace(moved, slots=slots, updates=_first_names(moved.updates, layout))
 
     return Link(labelled, given, taken, state)
 
 
-def _converted(tensors: Mapping[str, NDArray], layout: Layout) -> dict[str, NDArray]:
-    """Tensors of some parameters, moved as their parameters are."""
-    moves = tuple(move for move in layout.moves if move.source in tensors)
-    part = replace(layout, moves=moves, dropped=(), filled=(), source_ties=(), target_ties=())
-    return checkpoints.convert({move.source: tensors[move.source] for move in moves}, part)
+def _first_names(found: Mapping[str, Value], layout: Layout) -> dict[str, Value]:
+    """Without further names of a shared tensor: a trainer knows it by its first."""
+    further = {name for group in layout.target_ties for name in group[1:]}
+    return {name: value for name, value in found.items() if name not in further}
 
 
 def _owners(experiment: Experiment, layout: Layout) -> dict[str, str]:
