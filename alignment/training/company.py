@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -141,7 +142,9 @@ def link_of(experiment: Experiment, layout: Layout, dtype: str = "float32") -> L
 
     def state(state: TrainerState) -> TrainerState:
         moved = converted(state, layout)
-        slots = {slot: _first_names(held, layout) for slot, held in moved.slots.items()}
+        slots: dict[str, Mapping[str, NDArray]] = {}
+        for slot, held in moved.slots.items():
+            slots[slot] = _first_names(held, layout)
         return replace(moved, slots=slots, updates=_first_names(moved.updates, layout))
 
     return Link(labelled, given, taken, state)

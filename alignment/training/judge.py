@@ -174,16 +174,16 @@ def _update(
     if known:
         seen, allowed = np.array(series.excess), np.ones(len(series.excess))
         said = (
-            "given its own gradient, the step follows the recipe's formula",
-            "given its own gradient, the step does not follow the recipe's formula (seen: over what rounding explains)",
+            "given its own gradient, by the recipe's formula",
+            "given its own gradient, off the recipe's formula (seen in units of rounding),",
         )
     else:
         noise = np.array(series.update_noise)
         noise = np.array([np.max(noise[max(0, n - MEMORY) : n + MEMORY + 1]) for n in range(len(noise))])
         seen, allowed = np.array(series.update), MARGIN * noise
         said = (
-            "no formula is known, and the step is as near to the reference's as its own noise explains",
-            "no formula is known, and the step is farther from the reference's than its own noise explains",
+            "as near to the reference's as its own noise explains (no formula is known),",
+            "farther from the reference's than its own noise explains (no formula is known),",
         )
     row = _row("update", label, target, series.shape, curves, seen, allowed, since, said)
     at = curves.numbers.index(since["update", label]) if ("update", label) in since else 0

@@ -50,7 +50,7 @@ def _print_twin(twin: TwinResult, console: Console, verbose: bool) -> None:
         _print(console, 2, f"planted on the candidate: {fault}", "magenta")
     for note in twin.notes:
         _print(console, 2, f"note: {note}", "dim")
-    rooted = False
+    rooted = bool(twin.trajectories)  # whose figures follow: a few rows say enough
     for stage in twin.stages:
         _print_stage(stage, console, verbose, FOLLOWING if rooted else SHOWN)
         rooted = rooted or stage.verdict == "diverged"
