@@ -79,7 +79,9 @@ class Case:
 def right_cases(count: int) -> Iterator[Case]:
     """Configurations over twins, recipes, seeds and sizes; each of them another."""
     generator = np.random.default_rng(0)
-    for seed, recipe, twin in itertools.islice(itertools.product(itertools.count(), RECIPES, SIZES), count):
+    kinds = list(itertools.product(RECIPES, SIZES))
+    for number in range(count):
+        seed, (recipe, twin) = number // len(kinds), kinds[number % len(kinds)]
         size, length, steps = (int(generator.choice(values)) for values in ((2, 4, 8, 16), (5, 8, 20), (8, 12, 25)))
         data = "synthetic" if twin in VOCABULARY and generator.random() < 0.5 else "fake"
         dropout = "seeded" if generator.random() < 0.25 else "frozen"
@@ -128,8 +130,8 @@ def lines_of(right: int, alarms: int, strains: Any, found: Counter[str], named: 
     """The figures as the page has them."""
     twins = len(SIZES)
     lines = [
-        f"{right} right trainings ({len(SIZES)} twins, {len(RECIPES)} recipes, other seeds, sizes, lengths and steps each), every "
-        f"one in float32 and in float64: {alarms} false alarms. The largest share of what is allowed that any tensor took: "
+        f"{right} right trainings ({len(SIZES)} twins, {len(RECIPES)} recipes, seeds, sizes, lengths and numbers of steps), "
+        f"each in float32 and in float64: {alarms} false alarms. The largest share of what is allowed that any tensor took: "
         f"{strains[:, 0].max():.0%} in float32, {strains[:, 1].max():.0%} in float64.",
         "",
         "| fault | planted | found | named |",
