@@ -39,8 +39,8 @@ STEP_SHARE64, SEMANTICS = 2e-7, 1e4
 # A gradient is looked at in float64 where it is further from the reference's than so many times the reference's own noise of
 # the last steps, and units in the last place of the largest gradient in its layer.
 SUSPICIOUS, GRADIENT_ULPS, MEMORY = 5.0, 16.0, 10
-# How often that is done for one tensor because of a suspicion.
-LOOKS = 6
+# After so many steps at which float64 called a tensor's gradient wrong, a suspicion is enough.
+LOOKS = 3
 # Tensors and steps of which gradients and updates of both sides are kept whole for an explanation of what diverges there.
 KEPT_TENSORS, KEPT_STEPS, KEPT_SIZE = 6, 3, 4_000_000
 
@@ -295,25 +295,29 @@ def _look(curves: Curves, company: Company, moment: Moment, found: tuple[dict[st
         owner = label.rpartition(".")[0]
         largest[owner] = max(largest.get(owner, 0.0), series.size[-1])
     due, wanted = moment.number & (moment.number - 1) == 0, []
+    exact = curves.eps < 1e-10
+    every = max(largest.values(), default=0.0)
     for label, series in curves.series.items():
-        floor = GRADIENT_ULPS * curves.eps * largest[label.rpartition(".")[0]]
-        factor = SUSPICIOUS if curves.eps > 1e-10 else SEMANTICS
+        # In float32 a suspicion costs a look. In float64 it decides, so that what the terms of a sum are is not taken from the
+        # layer alone, whose inputs may be small.
+        floor = GRADIENT_ULPS * curves.eps * (every if exact else largest[label.rpartition(".")[0]])
+        factor = SEMANTICS if exact else SUSPICIOUS
         noise = factor * sequential(company.summands) * max(series.noise[-MEMORY:])
         suspicious = not series.gradient[-1] <= noise + floor
         if suspicious:
             series.suspicious.append(moment.number)
         both = found[0].get(label) is not None and found[1].get(label) is not None
-        if both and (due or (suspicious and len(series.suspicious) <= LOOKS)):
+        if both and (due or (suspicious and _called_wrong(series) < LOOKS)):
             wanted.append(label)
     if company.truth is not None and wanted:
-        exact = company.truth(moment.before, moment.state, moment.batch)
-        scale = max((float(np.abs(value).max(initial=0.0)) for value in exact[0].values()), default=0.0)
+        truth = company.truth(moment.before, moment.state, moment.batch)
+        scale = max((float(np.abs(value).max(initial=0.0)) for value in truth[0].values()), default=0.0)
         for label in wanted:
             pair = Pair(
                 found[0][label],
                 found[1][label],
-                exact[0].get(label),
-                exact[1].get(label),
+                truth[0].get(label),
+                truth[1].get(label),
                 (found[2][label],) if label in found[2] else (),
                 scale=scale,
                 scale32=curves.eps * scale,
@@ -324,6 +328,10 @@ def _look(curves: Curves, company: Company, moment: Moment, found: tuple[dict[st
     wrong += [label for label, series in curves.series.items() if moment.number in series.missing]
     if wrong and curves.wrong is None:
         curves.wrong = (moment.number, dict(moment.before), moment.batch)
+
+
+def _called_wrong(series: Series) -> int:
+    return sum(comparison.verdict == "diverged" for _, comparison in series.measured)
 
 
 def is_wrong(series: Series, number: int) -> bool:
