@@ -111,6 +111,10 @@ class _Run:
         faults = [get_training_fault(one) if isinstance(one, str) else one for one in training.faults]
         own = tuple(fault for fault in faults if isinstance(fault, TrainingFault))
         for fault in own:
+            if fault.recipe is not None and training.candidate_optimizer is not None:
+                raise AlignmentError(
+                    f"fault {fault.name!r} changes the recipe, and the candidate has its own optimizer"
+                )
             if not fault.hits(training.recipe):
                 raise AlignmentError(
                     f"fault {fault.name!r} ({fault.summary}) has nothing to hit: it needs {fault.needs}"
@@ -257,7 +261,12 @@ class _Explained:
                     roots = dict.fromkeys((*found[known].roots, *finding.roots))
                     found[known] = replace(found[known], roots=tuple(roots))
         proved = [finding for finding in found if finding.cause is not None]
-        return tuple(proved or found)
+        explained = {_record(root) for finding in proved for root in finding.roots}
+        # What one dtype left open and the other proved is no finding of its own, nor is what follows from a proved one.
+        left = (
+            one for one in found if one.cause is None and not {*map(_record, one.roots)} <= {*explained, "trajectory"}
+        )
+        return (*proved, *left) if proved else tuple(found)
 
     def _rates(self, curves: Curves, judged: Judged, bad: set[tuple[str, str]]) -> Iterable[Finding]:
         names = [row.name for row in judged.stage.tensors if row.record == "rate"]
@@ -456,16 +465,18 @@ def _reconciled(before: tuple[TensorResult, ...], after: tuple[TensorResult, ...
 
 def _with_roots(stage: StageResult, findings: tuple[Finding, ...]) -> StageResult:
     """Of the gradients that differ, only those that an explanation found to start by themselves stay roots."""
-    named = {root for finding in findings for root in finding.roots if root.startswith("gradient ")}
-    inner = [root for finding in findings for root in finding.roots if root.split(" ")[0] not in ("rate", "update")]
-    rows = stage.tensors
-    if named or inner:
-        own = {f"gradient {row.name}" for row in rows if row.root and row.record == "gradient"} & named
-        if own:
-            rows = tuple(
-                replace(row, root=row.root and (row.record != "gradient" or f"gradient {row.name}" in own)) for row in rows
-            )  # fmt: skip
-    return replace(stage, tensors=rows)
+    named = {root for finding in findings for root in finding.roots}
+    own = {
+        row.name for row in stage.tensors if row.root and row.record == "gradient" and f"gradient {row.name}" in named
+    }
+    if not own:
+        return stage
+    rows = (replace(row, root=row.root and (row.record != "gradient" or row.name in own)) for row in stage.tensors)
+    return replace(stage, tensors=tuple(rows))
+
+
+def _record(root: str) -> str:
+    return root.partition(" ")[0]
 
 
 def _batches(twin: Twin, options: Options, training: Training) -> tuple[Twin, Chosen]:
