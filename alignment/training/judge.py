@@ -430,11 +430,9 @@ def _single_in_words(count: int, since: dict[tuple[str, str], int]) -> str:
 
 def _notes(curves: Curves, company: Company, trajectory: Trajectory, known: bool) -> tuple[str, ...]:
     notes = []
-    buffers = [label for label in curves.series if label not in company.owners]
-    if buffers:
-        notes.append(
-            f"running statistics are no part of this: {len(buffers)} buffers are judged by align check --step 5"
-        )
+    moving = [label for label in company.buffers if label in curves.series and any(curves.series[label].update_size)]
+    if moving:
+        notes.append(f"running statistics are no part of this, align check --step 5 judges them: {', '.join(moving)}")
     if company.recipe is not None and not known:
         notes.append("the reference itself does not step by the recipe's formula: updates are judged beside its noise")
     if trajectory.blind is not None:
