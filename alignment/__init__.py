@@ -18,6 +18,7 @@ from alignment.experiment import Options
 from alignment.explain import explain, explain_traces
 from alignment.report import Effect, Finding, Report, StageResult, TensorResult, Track, Trajectory, TwinResult
 from alignment.reported import explain_metric, explain_order
+from alignment.training.data_stage import compare_feeds
 from alignment.training.recipe import Clip, Group, Optimizer, Recipe, Schedule
 from alignment.trajectory import Training, trajectory
 from alignment.twins import Side, Twin, get_twin
@@ -52,6 +53,7 @@ __all__ = [
     "check",
     "compare",
     "compare_captures",
+    "compare_feeds",
     "explain",
     "explain_metric",
     "explain_order",

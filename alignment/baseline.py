@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from alignment.mapping import quoted
 from alignment.report import Report, StageResult, TensorResult, TwinResult
 from alignment.scope import listed
 from alignment.stages import STAGES
+from alignment.trees import module_of
 from alignment.waivers import UNRUN
 from checkpoints import write_aside
 from checkpoints.tables import read_toml
@@ -98,7 +100,7 @@ class Baseline:
         if data.get("version") != VERSION:
             raise AlignmentError(f"{path}: no baseline of version {VERSION}: version = {data.get('version')!r}")
         factor = data.get("factor", FACTOR)
-        if type(factor) not in (int, float) or not 1 <= factor < math.inf:
+        if type(factor) not in (int, float) or not 1 <= factor <= sys.float_info.max:
             raise AlignmentError(f"{path}: factor must be a number from 1 on, not {factor!r}")
         twins = _table(data.get("twins"), f"{path}: [twins]")
         read = {name: _read_twin(f"{path}: {name}", entry) for name, entry in twins.items()}
@@ -144,7 +146,9 @@ def apply_baseline(report: Report, baseline: Baseline) -> Report:
     for twin in report.twins:
         held = baseline.twins.get(_asked(twin))
         where = f"the baseline {baseline.path}" if baseline.path else "the baseline"
-        if held is None:
+        if not twin.tensors:
+            pass  # it crashed, or never began: its own notes say more than conditions that nobody knows
+        elif held is None:
             problems.append(f"{_asked(twin)} is not in {where}: `align baseline` adds it")
         else:
             conditions = _conditions(twin)
@@ -158,22 +162,46 @@ def apply_baseline(report: Report, baseline: Baseline) -> Report:
                     f"{where} of {_asked(twin)} was made with {'; '.join(differ)}: check likewise, or make it again"
                 )
             else:
-                twin = _held(twin, held, report, baseline.factor)
+                twin = _held(twin, held, report, baseline.factor, where)
         twins.append(twin)
     return replace(report, twins=tuple(twins), problems=tuple(problems))
 
 
-def _held(twin: TwinResult, held: TwinBaseline, report: Report, factor: float) -> TwinResult:
+def _held(twin: TwinResult, held: TwinBaseline, report: Report, factor: float, where: str) -> TwinResult:
+    sites = {module.path: module.site for module in twin.candidate_tree}
+
+    def sited(tensor: TensorResult) -> TensorResult:
+        """With the line that makes the module, where it became less precise; a root has a line already."""
+        if tensor.verdict != "diverged" or tensor.decided_by != "baseline" or tensor.candidate_name is None:
+            return tensor
+        path = module_of(tensor.record, tensor.candidate_name, sites)
+        return tensor if path is None else replace(tensor, site=sites[path])
+
     stages = tuple(_held_stage(stage, held.stages.get(stage.name, {}), factor) for stage in twin.stages)
-    if stages == twin.stages:
-        return twin
-    now = {name: version for name, version in report.versions.items() if held.versions.get(name, version) != version}
-    notes = [f"the baseline was made with {name} {held.versions[name]}, this is {now[name]}" for name in now]
+    stages = tuple(replace(stage, tensors=tuple(map(sited, stage.tensors))) for stage in stages)
+    judged = [
+        held.stages[stage.name][tensor.record].get(_name(tensor)) is not None
+        for stage in twin.stages
+        for tensor in stage.tensors
+        if figures_of(tensor) is not None and tensor.record in held.stages.get(stage.name, {})
+    ]
+    worse = sum(t.decided_by == "baseline" and t.verdict == "diverged" for stage in stages for t in stage.tensors)
+    notes = [f"held to {where}: {worse or 'none'} of {sum(judged)} tensors less precise than it says"]
+    if stages != twin.stages:
+        now = {
+            name: version for name, version in report.versions.items() if held.versions.get(name, version) != version
+        }
+        notes += [f"the baseline was made with {name} {held.versions[name]}, this is {now[name]}" for name in now]
     return replace(twin, stages=stages, notes=(*twin.notes, *notes))
 
 
+def _unrun(stage: StageResult) -> bool:
+    """Is its only row that of what could not run?"""
+    return any(tensor.name in UNRUN for tensor in stage.tensors)
+
+
 def _held_stage(stage: StageResult, held: Mapping[str, Mapping[str, Precision]], factor: float) -> StageResult:
-    if any(tensor.name in UNRUN for tensor in stage.tensors):
+    if _unrun(stage):
         return stage
     rows = [_held_tensor(t, held.get(t.record, {}).get(_name(t)), factor) for t in stage.tensors]
     present = {(tensor.record, _name(tensor)) for tensor in stage.tensors}
@@ -305,7 +333,7 @@ def _read_figures(where: str, data: Any) -> Precision:
     if not {"rel_l2"} <= set(table) <= {"rel_l2", "error_ratio"}:
         raise AlignmentError(f"{where}: must have rel_l2 and may have error_ratio, and nothing else")
     for name, value in table.items():
-        if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+        if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
             raise AlignmentError(
                 f"{where}: {name} must be a finite number from 0 on, not {json.dumps(value, default=str)}"
             )

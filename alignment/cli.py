@@ -22,6 +22,7 @@ COMMANDS = {
     "trajectory": "trajectory",
     "capture": "capture",
     "compare": "compare",
+    "feed": "feed",
     "report": "report",
     "baseline": "baseline",
     "map": "map",

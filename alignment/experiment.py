@@ -25,6 +25,7 @@ from alignment.matching import Tree
 from alignment.orders import Orders, arrange, as_candidate, learn
 from alignment.scope import Scope, corresponding, located, plan_scope, settle_scope
 from alignment.sizes import read_sizes
+from alignment.sources import raising_site
 from alignment.trace import Record, Terms, Trace, widest
 from alignment.twins import Twin
 from checkpoints import Layout, Slot
@@ -431,13 +432,19 @@ class Experiment:
         except (Exception, SystemExit) as error:  # a user's model may raise anything: say where, and never pass
             what = str(error) if isinstance(error, AlignmentError) else f"{type(error).__name__}: {error}"
             raise AlignmentError(
-                f"the {side} ({target}) fails on batch {batch.name!r}: {what}{_hint(error)}"
+                f"the {side} ({target}) fails on batch {batch.name!r}{_at(error)}: {what}{_hint(error)}"
             ) from error
         if self.scope.inside[SIDES.index(side)]:
             trace = _only(trace, outside)
         if side == "reference":
             return replace(trace, records=tuple(part for record in trace.records for part in parted(record, packed)))
         return arrange(renamed(trace, self.called), self.orders)
+
+
+def _at(error: BaseException) -> str:
+    """The line of the model's own code where it failed, where that is known."""
+    site = raising_site(error)
+    return f" at {site}" if site else ""
 
 
 def _hint(error: BaseException) -> str:
@@ -629,7 +636,7 @@ def _build(
     except (Exception, SystemExit) as error:  # a user's class may raise anything: say where, and never pass
         what = f"{type(error).__name__}: {error}"
         given = f" with {_listed(settings)}" if settings else ""
-        raise AlignmentError(f"{side.name} can't be built{given}: {what}") from error
+        raise AlignmentError(f"{side.name} can't be built{given}{_at(error)}: {what}") from error
 
 
 def _refuse_device(framework: Framework, side: str, device: str | None) -> None:

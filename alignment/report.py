@@ -33,7 +33,7 @@ class TensorResult:
     strain: seen over allowed; 1 is the limit.
     root: this divergence starts by itself: all that it depends on agrees, or was made to. Others are its consequences.
     detail: the differences of the comparison whose figures these are, where that was asked for and there are two tensors.
-    site: of a root: ``"file:line"`` in the candidate's source, where there is one.
+    site: of a root, and of what became less precise than its baseline: ``"file:line"`` in the candidate's source, if known.
     waived: why it counts for nothing, whatever its verdict; None: it counts.
     """
 

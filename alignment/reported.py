@@ -118,8 +118,7 @@ def explain_order(
     Raises:
         AlignmentError: a batch is no array of samples, or the seed is none of NumPy's.
     """
-    if seed is not None and not 0 <= seed < 2**32:
-        raise AlignmentError(f"seed {seed}: NumPy's generator takes 0 to {2**32 - 1}")
+    refuse_seed(seed)
     ours, theirs = tuple(map(_names, reference)), tuple(map(_names, candidate))
     stored: Sequence[Hashable] = dataset if isinstance(dataset, range) else _names(dataset)
     findings = []
@@ -149,6 +148,12 @@ def explain_order(
     return tuple(findings)
 
 
+def refuse_seed(seed: int | None) -> None:
+    """Raise AlignmentError for a seed that NumPy's generator does not take."""
+    if seed is not None and not 0 <= seed < 2**32:
+        raise AlignmentError(f"seed {seed}: NumPy's generator takes 0 to {2**32 - 1}")
+
+
 def _of_dataset(suspect: DataSuspect) -> str:
     ours, theirs, stored = set(suspect.reference), set(suspect.candidate), set(suspect.dataset)
     return (
@@ -158,9 +163,14 @@ def _of_dataset(suspect: DataSuspect) -> str:
 
 
 def _of_generator(suspect: DataSuspect) -> Iterable[str]:
-    if suspect.seed is not None:
-        for side, draw in zip(SIDES, suspect.draws, strict=True):
+    for side, draw, number in zip(SIDES, suspect.draws, suspect.by_number, strict=True):
+        if suspect.seed is not None:
             yield f"NumPy's global generator: the {side}'s order is {draw or f'none that it draws after seed {suspect.seed}'}"
+        elif number is not None:
+            yield (
+                f"NumPy's generator: the {side}'s order is its first draw after seed {number}, or that of epoch {number} of a "
+                "distributed sampler; say what was seeded, and it can be told"
+            )
 
 
 def _names(samples: ArrayLike | Sequence[Hashable]) -> Samples:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import sysconfig
 import textwrap
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# This package, the standard library, and what is installed beside it: no place where a model's author has to look.
+_LIBRARIES = tuple(
+    f"{folder}/" for folder in (Path(__file__).parent, *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+)
 
 
 def class_site(cls: Callable[..., Any]) -> str | None:
@@ -30,6 +37,13 @@ def making_site(parent: type, attribute: str) -> str | None:
         if line is not None:
             return f"{_short(inspect.getsourcefile(cls) or '?')}:{line}"
     return None
+
+
+def raising_site(error: BaseException) -> str | None:
+    """``"file:line"`` of the innermost line of a model's own code that led to an error; None where none did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if Path(one.filename).is_file() and not one.filename.startswith(_LIBRARIES)]
+    return f"{_short(own[-1].filename)}:{own[-1].lineno}" if own else None
 
 
 @functools.cache

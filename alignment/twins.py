@@ -97,7 +97,9 @@ def get_twin(name: str) -> Twin:
     if ":" in name:
         return import_attribute(name, Twin)
     if name not in TWINS:
-        raise AlignmentError(f"unknown twin {name!r}; built in: {', '.join(TWINS)}")
+        raise AlignmentError(
+            f"unknown twin {name!r}; built in: {', '.join(TWINS)}; one of your own is named package.module:attribute"
+        )
     return TWINS[name]
 
 

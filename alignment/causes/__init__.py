@@ -24,7 +24,7 @@ from alignment.causes import (
     values,
     weights,
 )
-from alignment.causes.data import DataSuspect
+from alignment.causes.data import DataSuspect, InputSuspect
 from alignment.causes.gradients import CutSuspect
 from alignment.causes.initialization import InitializerSuspect
 from alignment.causes.loss import CriterionSuspect
@@ -49,7 +49,7 @@ FAMILIES: dict[str, tuple[Cause, ...]] = {
     "updates": updates.CAUSES,
     "training": training.CAUSES,
     "metrics": metrics.CAUSES,
-    "data": data.CAUSES,
+    "data": (*data.CAUSES, *data.INPUTS),
 }
 
 # What kind of suspect -> its causes, the more particular families first.
@@ -68,7 +68,8 @@ CAUSES: dict[type, tuple[Cause, ...]] = {
     RateSuspect: FAMILIES["training"],
     SeriesSuspect: FAMILIES["training"],
     MetricSuspect: FAMILIES["metrics"],
-    DataSuspect: FAMILIES["data"],
+    DataSuspect: data.CAUSES,
+    InputSuspect: data.INPUTS,
 }
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "CutSuspect",
     "DataSuspect",
     "InitializerSuspect",
+    "InputSuspect",
     "MetricSuspect",
     "RateSuspect",
     "Scored",

@@ -1,7 +1,8 @@
 """Batches that hold other samples, or the same ones in another order, though both sides were given one seed.
 
 What a side saw is told by its samples, one name each: their places in the data set, or hashes of them. Two things are
-looked at apart: in what order the samples came, and how they were cut into batches.
+looked at apart: in what order the samples came, and how they were cut into batches. What a batch holds of the same samples
+(dtype, padding, labels) is a matter of its own.
 
 Sources: Paddle's `paddle/io/dataloader/sampler.py` (RandomSampler draws `np.random.choice(np.arange(n), n, replace=False)`
 from NumPy's global generator, which is its `permutation(n)`), `dataloader_iter.py` (with workers one more number is drawn
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import lgamma, log
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alignment.causes.suspect import Cause, Trial
 
@@ -71,9 +73,31 @@ class DataSuspect:
         return _draw(self, self.reference), _draw(self, self.candidate)
 
     @cached_property
+    def by_number(self) -> tuple[int | None, int | None]:
+        """Which small number, other than the seed, as the seed of NumPy's generator gives each side's order."""
+        return _by_number(self, self.reference), _by_number(self, self.candidate)
+
+    @property
     def by_epoch(self) -> tuple[str | None, str | None]:
-        """Which epoch's number as the seed of NumPy's generator gives each side's order, in words."""
-        return _by_epoch(self, self.reference), _by_epoch(self, self.candidate)
+        """Which epoch's number as the seed gives each side's order, in words; where no seed is known it may be a seed, too."""
+        first, second = (
+            None if number is None or self.seed is None else f"that of epoch {number}, whatever the seed"
+            for number in self.by_number
+        )
+        return first, second
+
+
+@dataclass(frozen=True)
+class InputSuspect:
+    """What a batch holds, where that differs for the same samples.
+
+    record, name: "input" and its name, or "data" and "pairing". trials: cause -> what its correction leaves of the rows that
+    differ; they were made while the batches were at hand.
+    """
+
+    name: str
+    trials: Mapping[str, Trial]
+    record: str = "input"
 
 
 # ----------------------------------------------------------------------------------------------------------------- order
@@ -89,7 +113,7 @@ def _tells(samples: Samples, tried: int) -> bool:
     return lgamma(len(set(samples)) + 1) > log(tried / CHANCE)
 
 
-def _is(suspect: DataSuspect, samples: Samples, order: Sequence[int]) -> bool:
+def _is(suspect: DataSuspect, samples: Samples, order: Sequence[int] | NDArray) -> bool:
     """Are these the data set's samples in that order, as far as they go?"""
     return len(samples) <= len(order) and all(
         suspect.dataset[index] == sample for sample, index in zip(samples, order, strict=False)
@@ -105,18 +129,18 @@ def _draw(suspect: DataSuspect, samples: Samples) -> str | None:
         for epoch in range(min(EPOCHS, 1 + MOST_DRAWN // size)):
             if workers:
                 generator.randint(0, sys.maxsize)  # Paddle draws the seed of its workers first
-            if _is(suspect, samples, generator.permutation(size).tolist()):
+            if _is(suspect, samples, generator.permutation(size)):
                 return f"epoch {epoch + 1}{' of a loader with workers' if workers else ''} after seed {suspect.seed}"
     return None
 
 
-def _by_epoch(suspect: DataSuspect, samples: Samples) -> str | None:
+def _by_number(suspect: DataSuspect, samples: Samples) -> int | None:
     size = len(suspect.dataset)
     if not size or not _tells(samples, EPOCHS):
         return None
-    for epoch in range(min(EPOCHS, 1 + MOST_DRAWN // size)):
-        if epoch != suspect.seed and _is(suspect, samples, np.random.RandomState(epoch).permutation(size).tolist()):
-            return f"that of epoch {epoch}, whatever the seed"
+    for number in range(min(EPOCHS, 1 + MOST_DRAWN // size)):
+        if number != suspect.seed and _is(suspect, samples, np.random.RandomState(number).permutation(size)):
+            return number
     return None
 
 
@@ -282,4 +306,57 @@ CAUSES: tuple[Cause, ...] = (
         ("batches",),
         _other_size,
     ),
+)
+
+
+# ------------------------------------------------------------------------------------------------------ what a batch holds
+
+
+def _made(cause: str, suspect: InputSuspect) -> Iterator[Trial]:
+    if cause in suspect.trials:
+        yield suspect.trials[cause]
+
+
+# (name, record, what is wrong, what to change)
+TABLE = (
+    (
+        "data-dtype",
+        "input",
+        "the values come in another dtype",
+        "cast on the candidate's side, before the batch is made: class labels as int64, which both frameworks' losses take",
+    ),
+    (
+        "data-shape",
+        "input",
+        "the rows have an axis of size 1 more or less, as [N] against [N, 1]",
+        "bring both to one shape before the loss and the metric: [N] against [N, 1] is broadcast to [N, N] without a word",
+    ),
+    (
+        "data-padding",
+        "input",
+        "the rows are padded at the other end, with another id, or to another length",
+        "pad as the reference does, and give the model that padding id: masks and the embedding's padding row depend on it",
+    ),
+    (
+        "data-offset",
+        "input",
+        "every value is another by the same whole number, as labels from 1 against labels from 0",
+        "count from where the reference does: a loss takes labels 0 to C - 1, and an id is a row of the embedding",
+    ),
+    (
+        "data-rounding",
+        "input",
+        "the values differ by rounding: they were computed by another route",
+        "prepare the data once, by one library, and let both sides read the result",
+    ),
+    (
+        "data-pairing",
+        "data",
+        "the same inputs and the same labels, but not together: rows have other samples' labels",
+        "shuffle row numbers, and take inputs and labels by the same ones",
+    ),
+)
+
+INPUTS: tuple[Cause, ...] = tuple(
+    Cause(name, summary, remedy, (record,), partial(_made, name)) for name, record, summary, remedy in TABLE
 )

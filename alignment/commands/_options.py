@@ -22,6 +22,9 @@ from alignment.views.json import to_json
 from alignment.views.terminal import print_report
 from checkpoints import write_aside
 
+# Columns where there is no terminal to ask: a CI's log takes more than the 80 that would be assumed, and tables need them.
+LOG_WIDTH = 120
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 step_option = click.option(
@@ -244,8 +247,9 @@ def finish(
 
 def show_report(report: Report, verbose: bool) -> None:
     """Print a report; that its reader goes away (`align check | head`) changes no verdict."""
+    narrow = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     try:
-        print_report(report, _Console(highlight=False), verbose)
+        print_report(report, _Console(highlight=False, width=LOG_WIDTH if narrow else None), verbose)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

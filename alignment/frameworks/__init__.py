@@ -44,8 +44,8 @@ Target = Any
 Loss = Any
 OWN_LOSS = ("model", "criterion")
 # Dropout in training: None lets everything pass, a number is the seed of masks that are the same in every framework and
-# others in every step, "own" leaves it to the framework and its random numbers.
-Dropout = int | Literal["own"] | None
+# others in every step, "own" leaves it to the framework and its random numbers, ("own", seed) seeds these anew in each step.
+Dropout = int | Literal["own"] | tuple[Literal["own"], int] | None
 
 # Attributes of a model that was cast to a dtype or put on a device, for one that has no tensor to tell it.
 CAST_TO = "_alignment_cast_to"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -83,6 +84,9 @@ class PaddleTrainer(BaseTrainer):
     def _set_model(self, mode: str, masks: Masks | None) -> None:
         adapter.set_mode(self.model, mode, masks)
 
+    def _seed(self, seed: int) -> None:
+        paddle.seed(seed)
+
     def _backward(self, batch: Batch) -> Any:
         # Gone, not zero, as torch does it: by zeros Adam would move a parameter that the batch does not use.
         adapter.clear_gradients(self._parameters)
@@ -97,6 +101,9 @@ class PaddleTrainer(BaseTrainer):
     def _gradients(self) -> dict[str, Any]:
         found = ((full, p.grad) for full, p in self._parameters.items())
         return {full: gradient for full, gradient in found if gradient is not None}
+
+    def _is_sparse(self, gradient: Any) -> bool:
+        return bool(gradient.is_selected_rows())
 
     def _norms(self, gradients: Sequence[Any]) -> Any:
         # What its optimizers clip by; paddle.linalg.norm takes twenty times as long, and of ten million float32 is off by 8e-3.
@@ -189,7 +196,9 @@ class PaddleTrainer(BaseTrainer):
             if isinstance(own, float) and "rate" in position:
                 self._optimizer.set_lr(position["rate"])
             elif "scheduler" in position:
-                own.set_state_dict(position["scheduler"])
+                with warnings.catch_warnings():  # a warm-up's state is more than its own part knows
+                    warnings.simplefilter("ignore")
+                    own.set_state_dict(position["scheduler"])
             return
         self._scheduler = scheduler = _scheduler(self._recipe)
         if scheduler is None:
@@ -221,8 +230,13 @@ class PaddleTrainer(BaseTrainer):
         parameter, optimizer = self._parameters[full], self._optimizer
         optimizer._create_accumulators(paddle.base.framework.default_main_program().global_block(), [parameter])
         kept = optimizer._accumulators
-        for own, value in held.items():
-            kept[own][parameter.name].set_value(adapter.to_tensor(value).astype(kept[own][parameter.name].dtype))
+        for slot, value in held.items():
+            tensor = kept[slot if slot in kept else self.slots.get(slot, slot)].get(parameter.name)
+            if tensor is None:
+                raise AlignmentError(
+                    f"Paddle's {type(optimizer).__name__} keeps no {slot}: the state is of another optimizer"
+                )
+            tensor.set_value(adapter.to_tensor(value).astype(tensor.dtype))
         for power, beta in zip(
             POWERS, (getattr(optimizer, "_beta1", 0.0), getattr(optimizer, "_beta2", 0.0)), strict=True
         ):

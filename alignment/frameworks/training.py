@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from glob import escape
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from alignment.errors import AlignmentError
@@ -19,6 +20,10 @@ from fake_data import Batch
 
 # model -> optimizer, or (optimizer, scheduler): a scheduler that is not given is not stepped.
 OwnOptimizer = Callable[[Any], Any]
+
+# kind of optimizer -> slots that it may keep
+ADAMS = frozenset({"first moment", "second moment", "largest second moment"})
+KEPT = {"sgd": frozenset({"momentum"}), "adam": ADAMS, "adamw": ADAMS}
 
 
 class BaseTrainer(ABC):
@@ -47,8 +52,9 @@ class BaseTrainer(ABC):
         if self._dtype() == "float64":
             self._recipe = self._recipe.as_held()
         self._masks = Masks(dropout) if isinstance(dropout, int) else None
-        self._own_dropout = dropout == "own"
-        self._mode = ""
+        self._own_dropout = dropout == "own" or isinstance(dropout, tuple)
+        self._own_seed = dropout[1] if isinstance(dropout, tuple) else None
+        self._mode, self._looked = "", False
         self._parameters = self._trainable()
         self._groups = {full: self._recipe.group_of(self._named(full)) for full in self._parameters}
         self._steps = 0
@@ -70,8 +76,12 @@ class BaseTrainer(ABC):
         self._set_mode("train")
         if self._masks is not None:
             self._masks.restart(self._steps + 1)
+        if self._own_seed is not None:
+            self._seed(int(np.random.SeedSequence((self._own_seed, self._steps + 1)).generate_state(1)[0]))
         value = self._backward(batch)
         found = self._gradients()
+        if not self._looked:
+            self._look(found)
         norms = self._norms(list(found.values()))
         copies = {full: self._copied(found.get(full)) for full in self._parameters} if gradients else None
         if self._recipe.clip is not None and found and not self._clips_itself():
@@ -87,6 +97,16 @@ class BaseTrainer(ABC):
         measured: dict[str, float | None] = dict.fromkeys(self._parameters)
         measured.update(zip(found, sizes, strict=True))
         return Step(self._steps, loss, rates, measured, copies)
+
+    def _look(self, gradients: Mapping[str, Any]) -> None:
+        """At the first gradients: sparse ones are none that both sides could clip, measure and update by alike."""
+        sparse = [full for full, gradient in gradients.items() if self._is_sparse(gradient)]
+        if sparse:
+            raise AlignmentError(
+                f"the gradient of {', '.join(sparse)} is sparse, and is updated in another way than a dense one; build the "
+                "Embedding with sparse=False"
+            )
+        self._looked = True
 
     def end_epoch(self, metric: float | None = None) -> None:
         """See `Trainer.end_epoch`."""
@@ -127,14 +147,20 @@ class BaseTrainer(ABC):
                 f"the optimizer's state has parameters that the model has not, or does not train: {', '.join(unknown)}; "
                 "convert it with the weights"
             )
+        odd = set() if self._own else set(state.slots) - KEPT[self._recipe.optimizer.kind]
+        if odd:
+            raise AlignmentError(
+                f"the state holds {', '.join(sorted(odd))}, which {self._recipe.optimizer.kind} does not keep: it is of "
+                "another optimizer"
+            )
         self._forget()
         for full, count in state.updates.items():
-            held = {self.slots.get(slot, slot): kept[full] for slot, kept in state.slots.items() if full in kept}
-            for own, value in held.items():
+            held = {slot: kept[full] for slot, kept in state.slots.items() if full in kept}
+            for slot, value in held.items():
                 shape = tuple(self._parameters[full].shape)
                 if value.ndim and value.shape != shape:
                     raise AlignmentError(
-                        f"the optimizer's state of {full}: {own} has shape {list(value.shape)}, the parameter has "
+                        f"the optimizer's state of {full}: {slot} has shape {list(value.shape)}, the parameter has "
                         f"{list(shape)}; convert it with the weights"
                     )
             self._fill(full, count, held)
@@ -171,12 +197,19 @@ class BaseTrainer(ABC):
     def _set_model(self, mode: str, masks: Masks | None) -> None: ...
 
     @abstractmethod
+    def _seed(self, seed: int) -> None:
+        """Seed the framework's random numbers."""
+
+    @abstractmethod
     def _backward(self, batch: Batch) -> Any:
         """The loss of a batch, whose gradients alone the parameters then have."""
 
     @abstractmethod
     def _gradients(self) -> dict[str, Any]:
         """Of the parameters that have one."""
+
+    @abstractmethod
+    def _is_sparse(self, gradient: Any) -> bool: ...
 
     @abstractmethod
     def _norms(self, gradients: Sequence[Any]) -> Any:
@@ -218,7 +251,7 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def _fill(self, full: str, count: int, held: Mapping[str, NDArray]) -> None:
-        """Set what the optimizer keeps of a parameter that was updated `count` times."""
+        """Set what the optimizer keeps of a parameter that was updated `count` times, by slot."""
 
     @abstractmethod
     def _position(self) -> dict[str, Any]:

@@ -7,9 +7,7 @@ framework has no counterpart for is refused here, before anything is trained.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
@@ -20,11 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from alignment.errors import AlignmentError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from checkpoints.tables import read_table
 
 KINDS = ("sgd", "adam", "adamw")
 CLIPS = ("value", "norm", "global norm")
@@ -247,13 +241,10 @@ class Recipe:
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
-            if path.suffix not in (".toml", ".json"):
-                raise ValueError("a recipe is a .toml or .json file")
-            data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+            data = read_table(path, "a recipe")
         except OSError as error:
             raise AlignmentError(f"{path}: can't read the recipe: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise AlignmentError(f"{path}: not a recipe: {error}") from error
         try:
             return Recipe.from_dict(data)

@@ -10,13 +10,16 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from alignment.errors import AlignmentError
 from alignment.report import Report, TensorResult, TwinResult
-from alignment.views.words import figures, named, telling, unmet, where
+from alignment.views.words import figures, less_precise, named, telling, unmet, where
 
 # GitHub shows this many errors of a step.
 MOST_ANNOTATIONS = 10
 # Rows of a table in the summary; a step may write 1 MiB.
 MOST_ROWS = 50
+# How messages name a line: ours, and a traceback's.
+_SITE = re.compile(r'\bat (\S+\.py):(\d+)|File "([^"\n]+\.py)", line (\d+)')
 MARKS = {"aligned": "✅", "diverged": "❌", "inconclusive": "⚠️"}
 
 
@@ -36,13 +39,18 @@ def tell_github(report: Report) -> None:
         print(line, flush=True)
     file = os.environ.get("GITHUB_STEP_SUMMARY")
     if file:
-        with Path(file).open("a", encoding="utf-8") as summary_file:
-            summary_file.write(summary(report))
+        try:
+            with Path(file).open("a", encoding="utf-8") as summary_file:
+                summary_file.write(summary(report))
+        except OSError as failure:
+            raise AlignmentError(
+                f"{file}: can't write the summary there, where GITHUB_STEP_SUMMARY says: {failure.strerror}"
+            ) from failure
 
 
 def notices(report: Report) -> Iterable[str]:
     """An ``::error`` for each tensor whose divergence starts by itself, at its line of source where that is known."""
-    lines = [error(problem, title="waivers") for problem in report.problems]
+    lines = [error(problem, title="alignment") for problem in report.problems]
     for twin in report.twins:
         found = telling(twin)
         lines += [_annotation(twin, tensor) for tensor in found]
@@ -56,25 +64,39 @@ def notices(report: Report) -> Iterable[str]:
 
 
 def error(message: str, title: str, site: str | None = None) -> str:
-    """One annotation. site: ``"file:line"``; a file outside the repository can't be annotated."""
-    place = _in_repository(site) if site else {}
+    """One annotation. site: ``"file:line"``, else the first that the message names; none is shown outside the repository."""
+    sites = [site] if site else [f"{found[1] or found[3]}:{found[2] or found[4]}" for found in _SITE.finditer(message)]
+    place = next((place for place in map(_in_repository, sites) if place), {})
     properties = ",".join(f"{name}={_property(value)}" for name, value in {**place, "title": title}.items())
     return f"::error {properties}::{_data(message)}"
 
 
 def summary(report: Report) -> str:
     """The report as Markdown."""
-    lines = [f"## {MARKS[report.verdict]} alignment: {report.verdict}", ""]
-    lines += [f"- ⚠️ {_text(problem)}" for problem in report.problems]
+    lines = [f"## {MARKS[report.verdict]} alignment: {report.verdict}"]
+    lines += ["", *(f"- ⚠️ {_text(problem)}" for problem in report.problems)] if report.problems else []
     for twin in report.twins:
-        lines += ["", f"### {MARKS[twin.verdict]} {_text(twin.twin)}: {twin.verdict}", "", *_stages(twin)]
+        lines += [
+            "",
+            f"### {MARKS[twin.verdict]} {_text(twin.twin)}: {twin.verdict}",
+            "",
+            *_rests_on(twin),
+            *_stages(twin),
+        ]
         found = unmet(twin)
         lines += _table("what keeps it from being aligned", found, "why", lambda tensor: tensor.reason)
         waived = [tensor for stage in twin.stages for tensor in stage.tensors if tensor.waived is not None]
         lines += _table("waived", waived, "waiver", lambda tensor: tensor.waived or "")
-        lines += ["", *(f"- {_text(note)}" for note in twin.notes)]
+        lines += ["", *(f"- {_text(note)}" for note in twin.notes)] if twin.notes else []
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return "\n".join([*lines, "", _text(versions), ""])
+
+
+def _rests_on(twin: TwinResult) -> Iterable[str]:
+    if twin.batches:  # else nothing ran
+        yield _text(f"reference {twin.reference}, candidate {twin.candidate}")
+        tried = f"{twin.data}; batches {', '.join(twin.batches)}; weights {', '.join(twin.weights)}; seed {twin.seed}"
+        yield from (_text(tried), *(f"**planted on the candidate: {_text(fault)}**" for fault in twin.faults), "")
 
 
 def _stages(twin: TwinResult) -> Iterable[str]:
@@ -99,7 +121,9 @@ def _table(title: str, tensors: list[TensorResult], column: str, say: Callable[[
 
 
 def _annotation(twin: TwinResult, tensor: TensorResult) -> str:
-    text = "; ".join(part for part in (tensor.reason, figures(tensor), where(tensor)) if part)
+    worse = sum(map(less_precise, unmet(twin))) if less_precise(tensor) else 0
+    first = f"the first of {worse} tensors that became less precise" if worse > 1 else ""
+    text = "; ".join(part for part in (tensor.reason, figures(tensor), where(tensor), first) if part)
     return error(text, title=f"{twin.twin}: {named(tensor)} {tensor.verdict}", site=tensor.site)
 
 

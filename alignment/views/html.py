@@ -159,7 +159,7 @@ def _name(tensor: Any) -> str:
 
 def _closest(stage: StageResult) -> str:
     """How near an aligned stage's nearest tensor came to what is allowed."""
-    strains = [tensor.strain for tensor in stage.tensors if tensor.allowed and tensor.strain]
+    strains = [tensor.strain for tensor in _counting(stage.tensors) if tensor.allowed and tensor.strain]
     return f"at most {max(strains):.0%} of what is allowed" if strains else ""
 
 

@@ -20,8 +20,8 @@ def to_junit(report: Report) -> bytes:
     """UTF-8 XML: diverged is a failure, inconclusive an error, waived is skipped with its reason."""
     suites = [_suite(twin, report) for twin in report.twins]
     if report.problems:
-        cases = [_case("waivers", problem, ("error", "problem", problem, problem)) for problem in report.problems]
-        suites.append(_filled("waivers", 0.0, cases))
+        cases = [_case("problems", problem, ("error", "problem", problem, problem)) for problem in report.problems]
+        suites.append(_filled("problems", 0.0, cases))
     root = ElementTree.Element(
         "testsuites", name="alignment", time=_seconds(sum(twin.seconds for twin in report.twins))
     )

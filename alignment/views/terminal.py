@@ -32,9 +32,13 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     console.print(f"[dim]{escape(versions)}[/]")
     for problem in report.problems:
         _print(console, 0, f"problem: {problem}", STYLES[report.verdict])
-    if len(report.twins) > 1:
-        counts = [sum(twin.verdict == verdict for twin in report.twins) for verdict in STYLES]
-        console.print(_verdict(report.verdict) + Text(f": {counts[0]} of {len(report.twins)} twins aligned"))
+    if len(report.twins) > 1 or report.problems:
+        aligned, count = sum(twin.verdict == "aligned" for twin in report.twins), len(report.problems)
+        besides = f", {count} problem{'s' if count > 1 else ''} besides" if count else ""
+        console.print(
+            _verdict(report.verdict)
+            + Text(f": {aligned} of {len(report.twins)} twin{'s' if len(report.twins) > 1 else ''} aligned{besides}")
+        )
 
 
 def _print_twin(twin: TwinResult, console: Console, verbose: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from alignment.report import Report, TensorResult, TwinResult
 
@@ -48,9 +48,18 @@ def unmet(twin: TwinResult) -> list[TensorResult]:
 
 
 def telling(twin: TwinResult) -> list[TensorResult]:
-    """Of these, what does not merely depend on others: all of them, where nothing is known to start by itself."""
+    """Of these, what does not merely depend on others: all of them, where nothing is known to start by itself.
+
+    Of what became less precise the first, which nothing before it explains.
+    """
     found = unmet(twin)
-    return [t for t in found if t.root or t.verdict == "inconclusive" or t.decided_by == "baseline"] or found
+    worse = next((t for t in found if less_precise(t)), None)
+    return [t for t in found if t.root or t.verdict == "inconclusive" or t is worse] or found
+
+
+def less_precise(tensor: TensorResult) -> bool:
+    """Aligned by itself, and less precise than its baseline says?"""
+    return tensor.verdict == "diverged" and tensor.decided_by == "baseline"
 
 
 def message(report: Report) -> str:
@@ -58,6 +67,14 @@ def message(report: Report) -> str:
     return "\n".join(line for twin in report.twins if twin.verdict != "aligned" for line in _twin(twin)) + "".join(
         f"\n{problem}" for problem in report.problems
     )
+
+
+def _why_more(twin: TwinResult, shown: Sequence[TensorResult]) -> str:
+    """What is known of the rest: what follows from a root, what became less precise with it."""
+    worse = sum(less_precise(tensor) for tensor in unmet(twin)) - sum(map(less_precise, shown))
+    if worse:
+        return f", of which {worse} became less precise, too"
+    return ", which depend on the roots" if any(tensor.root for tensor in shown) else ""
 
 
 def _twin(twin: TwinResult) -> Iterable[str]:
@@ -68,7 +85,7 @@ def _twin(twin: TwinResult) -> Iterable[str]:
         yield f"  {'root' if tensor.root else tensor.verdict}: {first}"
         yield from (f"    {line}" for line in rest)
     if total > len(shown):
-        yield f"  and {total - len(shown)} more" + (", which depend on the roots" if any(t.root for t in shown) else "")
+        yield f"  and {total - len(shown)} more" + _why_more(twin, shown)
     yield "  " + ", ".join(f"step {stage.step} {stage.name} {stage.verdict}" for stage in twin.stages)
     if twin.batches:
         yield f"  seed {twin.seed}; weights {', '.join(twin.weights)}; batches {', '.join(twin.batches)}"

@@ -10,6 +10,7 @@ import pytest
 from alignment import AlignmentError, Report, StageResult, TensorResult, TwinResult, check
 from alignment.baseline import FACTOR, Baseline, apply_baseline, baseline_of
 from alignment.cli import run
+from alignment.report import Module
 
 
 def tensor(name: str = "fc", ratio: float | None = 1.2, rel_l2: float = 2e-16, **fields) -> TensorResult:
@@ -104,7 +105,32 @@ def test_a_missing_twin_and_other_conditions_fail() -> None:
 
 def test_other_versions_are_named_beside_what_moved() -> None:
     later = replace(report(tensor(ratio=9.0)), versions={"torch": "2.13.0", "paddle": "3.4.0"})
-    assert held(later).twins[0].notes == ("the baseline was made with paddle 3.3.1, this is 3.4.0",)
+    assert held(later).twins[0].notes == (
+        "held to the baseline: 1 of 1 tensors less precise than it says",
+        "the baseline was made with paddle 3.3.1, this is 3.4.0",
+    )
+    unmoved = replace(report(tensor()), versions=later.versions)
+    assert held(unmoved).twins[0].notes == ("held to the baseline: none of 1 tensors less precise than it says",)
+
+
+def test_what_diverges_by_itself_is_not_said_to_be_as_precise_as_it_was() -> None:
+    result = held(report(tensor(), replace(tensor("other"), verdict="diverged")), tensor(), tensor("other"))
+    assert result.twins[0].notes == ("held to the baseline: none of 1 tensors less precise than it says",)
+
+
+def test_what_became_less_precise_has_the_line_that_makes_its_module() -> None:
+    tree = (Module("", "Bag", True, site="port.py:3"), Module("fc", "Linear", False, site="port.py:7"))
+    result = held(report(tensor(ratio=9.0), tensor("other"), candidate_tree=tree), tensor(), tensor("other"))
+    assert (row(result).site, row(result, "other").site) == ("port.py:7", None)
+    unknown = replace(tensor(ratio=9.0), candidate_name="elsewhere")
+    assert (
+        held(report(unknown, candidate_tree=tree), replace(unknown, error_ratio=1.0)).twins[0].tensors[0].site is None
+    )
+
+
+def test_a_twin_that_never_ran_is_not_told_of_other_conditions() -> None:
+    crashed = report(batches=(), weights=(), data="", settings={}, options={})
+    assert (held(crashed).verdict, held(crashed).problems) == ("inconclusive", ())
 
 
 def test_nothing_is_written_of_what_is_not_aligned() -> None:
@@ -129,6 +155,8 @@ GOOD = "version = 1\n[twins.bag.forward.activation]\n"
         (GOOD + "fc = { rel_l2 = 0, error_ratio = inf }", "error_ratio must be a finite number"),
         (GOOD + "fc = { rel_l2 = -1 }", "rel_l2 must be a finite number"),
         (GOOD + 'fc = { rel_l2 = "0" }', "rel_l2 must be a finite number"),
+        (GOOD + f"fc = {{ rel_l2 = 1{'0' * 400} }}", "rel_l2 must be a finite number"),
+        (f"factor = 1{'0' * 400}\n" + GOOD, "factor must be a number from 1 on"),
         (GOOD + "fc = true", "fc must be a table"),
         (GOOD.replace("forward", "sideways"), "unknown stage sideways"),
         ("factor = 0.5\n" + GOOD, "factor must be a number from 1 on, not 0.5"),

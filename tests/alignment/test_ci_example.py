@@ -127,6 +127,7 @@ def test_the_workflow_for_github_holds_up_a_regression_and_lets_its_mend_pass(ch
     assert {file.name for file in (tmp_path / "runner" / "alignment").iterdir()} == {
         "doctor.json",
         "report.json",
+        "report.html",
         "junit.xml",
     }
     assert "❌ alignment: diverged" in (tmp_path / "summary.md").read_text(encoding="utf-8")

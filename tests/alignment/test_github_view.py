@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from alignment import Report, StageResult, TensorResult, TwinResult
+from alignment import AlignmentError, Report, StageResult, TensorResult, TwinResult
 from alignment.cli import run
-from alignment.views.github import MOST_ANNOTATIONS, error, notices, summary
+from alignment.views.github import MOST_ANNOTATIONS, error, notices, summary, tell_github
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +34,33 @@ def test_a_root_is_an_error_at_its_line_and_its_consequences_are_not() -> None:
     assert list(notices(report(tensor("later"), root, tensor("fine", "aligned")))) == [
         "::error file=port.py,line=12,title=bag%3A activation act diverged::why; seen 0.5, allowed 1e-12"
     ]
+
+
+def test_of_what_became_less_precise_the_first_is_told_and_the_rest_counted() -> None:
+    worse = [tensor(name, decided_by="baseline", site="port.py:4") for name in ("a", "b", "c")]
+    (line,) = notices(report(*worse))
+    assert line.startswith("::error file=port.py,line=4,title=bag%3A activation a diverged::why; ")
+    assert line.endswith("; the first of 3 tensors that became less precise")
+
+
+def test_what_could_not_run_is_told_at_the_line_that_its_message_names(tmp_path) -> None:
+    said = "the candidate (port:Net) fails on batch 'one' at models/port.py:31: ValueError: shapes"
+    assert error(said, "t") == f"::error file=models/port.py,line=31,title=t::{said}"
+    trace = f'Aborted\n  File "/usr/lib/layers.py", line 3 in call\n  File "{tmp_path}/port.py", line 28 in forward'
+    (line,) = notices(report(notes=(trace,)))
+    assert line.startswith("::error file=port.py,line=28,title=bag%3A inconclusive::Aborted%0A")
+
+
+def test_a_summary_that_cant_be_written_is_said(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "none" / "summary.md"))
+    with pytest.raises(AlignmentError, match="can't write the summary there, where GITHUB_STEP_SUMMARY says"):
+        tell_github(report(tensor("a", "aligned")))
+
+
+def test_the_summary_says_what_it_rests_on() -> None:
+    text = summary(report(tensor("a", "aligned"), faults=("gelu-form",)))
+    assert "reference torch A, candidate paddle B\nfake data; batches one; weights init; seed 0\n" in text
+    assert "**planted on the candidate: gelu-form**" in text
 
 
 def test_every_sign_that_means_something_is_escaped() -> None:

@@ -130,6 +130,8 @@ def test_it_stays_within_its_width(browser, address, width, scheme):
     browser.execute_script("document.querySelector('[data-open]').click()")
     browser.execute_script("document.querySelectorAll('.chart').forEach((box) => box.draw())")
     assert ask(browser, "document.documentElement.scrollWidth") <= width
+    lines = "(cell) => Math.round(cell.clientHeight / parseFloat(getComputedStyle(cell).lineHeight))"
+    assert set(ask(browser, f"[...document.querySelectorAll('.scroll td')].map({lines})")) == {1}  # no figure is broken
     height = ask(browser, "document.documentElement.scrollHeight")
     resize(browser, width, height, scheme)
     time.sleep(0.3)

@@ -120,6 +120,10 @@ def test_the_page_says_what_the_report_says(report, page):
     for said in (finding.cause, finding.summary, finding.proof, finding.remedy, *finding.sites, *finding.evidence):
         assert said in text
     assert twin.roots[0].reason in text
+    sited = replace(twin.roots[0], site="models/port.py:12")
+    stages = [replace(s, tensors=tuple(sited if t is twin.roots[0] else t for t in s.tensors)) for s in twin.stages]
+    at = Page(to_html(replace(report, twins=(replace(twin, stages=tuple(stages)),))))
+    assert "at models/port.py:12" in re.sub(r"\s+", " ", " ".join(at.text))
     assert "alignment 0" in text
     assert twin.effect.summary in text
 
@@ -184,6 +188,23 @@ def test_what_is_waived_counts_for_nothing_and_says_why(report):
     tensors = data_of(page)["twins"][0]["tensors"]
     assert {(t["verdict"], t["waived"]) for t in tensors} == {("waived", "known <b>")}
     assert {node["verdict"] for tree in data_of(page)["twins"][0]["trees"].values() for node in tree} == {None}
+
+
+def test_a_problem_besides_an_aligned_twin_is_the_first_that_is_read():
+    aligned = synthetic_report(4, 0)
+    assert aligned.verdict == "aligned"
+    page = Page(to_html(replace(aligned, problems=("a waiver is over",))))
+    shown = " ".join("".join(page.text).split())
+    assert shown.index("inconclusive") < shown.index("1 twin: 1 aligned") < shown.index("a waiver is over")
+    headings = [tag for tag, _ in page.elements if tag in ("h1", "h2")]
+    assert headings == ["h1", "h2"]
+
+
+def test_what_is_waived_is_not_nearest_to_its_limit(report):
+    (stage, *_) = (stage for stage in report.twins[0].stages if stage.verdict == "diverged")
+    aligned = [t for t in stage.tensors if t.verdict == "aligned"]
+    near, far = replace(aligned[0], seen=0.5, allowed=1.0, strain=0.5), replace(aligned[0], waived="known", strain=7.0)
+    assert html._closest(replace(stage, tensors=(near, far))) == "at most 50% of what is allowed"
 
 
 def test_every_verdict_has_a_mark_and_a_colour(page):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -76,6 +77,7 @@ def test_a_model_that_raises_is_told_with_its_message(capsys, mood) -> None:
     out, report = isolated(capsys, mood, status=2)
     (note,) = report["twins"][0]["notes"]
     assert note.startswith("nothing was decided: could not run: the candidate (moody:Candidate) fails on batch")
+    assert re.search(r" at moody\.py:\d+: ", note)
     assert note in out
 
 

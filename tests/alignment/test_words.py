@@ -24,12 +24,13 @@ GIVEN = twin(
     tensor("first", root=True),
     tensor("known", root=True, waived="known"),
     tensor("worse", decided_by="baseline"),
+    tensor("worse too", decided_by="baseline"),
     tensor("second", root=True),
 )
 
 
 def test_roots_come_first_and_what_is_waived_is_left_out() -> None:
-    assert [one.name for one in unmet(GIVEN)] == ["first", "second", "later", "worse", "nan"]
+    assert [one.name for one in unmet(GIVEN)] == ["first", "second", "later", "worse", "worse too", "nan"]
     assert [one.name for one in telling(GIVEN)] == ["first", "second", "worse", "nan"]
     assert [one.name for one in telling(twin(tensor("later"), tensor("last")))] == ["later", "last"]
 
@@ -48,12 +49,17 @@ def test_the_message_of_a_report() -> None:
         "    why",
         "  inconclusive: activation nan [2]",
         "    why",
-        "  and 1 more, which depend on the roots",
+        "  and 2 more, of which 1 became less precise, too",
         "  step 3 forward diverged",
         "  seed 4; weights init; batches one",
         "  note: a note",
         "a waiver is over",
     ]
+
+
+def test_what_follows_from_the_roots_is_counted() -> None:
+    few = Report((twin(tensor("first", root=True), tensor("second"), tensor("third")),))
+    assert "  and 2 more, which depend on the roots" in message(few).splitlines()
 
 
 def test_one_tensor_in_words() -> None:

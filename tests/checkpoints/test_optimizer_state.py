@@ -153,6 +153,11 @@ def test_a_state_of_other_parameters_says_so() -> None:
         two.load_state(one.state())
     with pytest.raises(AlignmentError, match="convert it with the weights"):
         one.load_state(replace(one.state(), updates={"other": 1}))
+    for name in ("torch", "paddle"):
+        plain, same = trainer(name, RECIPES["sgd"], "float64"), trainer(name, RECIPES["adam"], "float64")
+        same.step(batches(1)[0])
+        with pytest.raises(AlignmentError, match="another optimizer"):
+            plain.load_state(same.state())
     with pytest.raises(CheckpointError, match="does not move"):
         convert_optimizer(
             OptimizerState({"momentum": {"other": np.zeros(3)}}, {"other": 1}), layout("torch", "paddle", "float64")
@@ -325,6 +330,45 @@ def test_a_pdopt_needs_a_recipe_for_torch_and_betas_that_fit(ports, capsys) -> N
     assert state.settings["betas"] == (0.7, 0.8)
     with pytest.raises(CheckpointError, match="belongs to no parameter"):
         read_paddle_optimizer("a.pdopt", {})
+
+
+def test_groups_and_the_schedules_position_go_along(ports) -> None:
+    """torch's groups by their names, and Paddle's scheduler where torch's 10 updates put it; and back."""
+    Path("r.toml").write_text(
+        '[optimizer]\nkind = "adam"\nlearning_rate = 0.1\n[schedule]\nkind = "step"\nstep_size = 4\n'
+        '[[groups]]\npattern = "*bias"\nfactor = 0.5\n'
+    )
+    model = made(ports.other, "torch")
+    named = dict(model.named_parameters())
+    groups = [
+        {"params": [(n, p) for n, p in named.items() if not n.endswith("bias")]},
+        {"params": [(n, p) for n, p in named.items() if n.endswith("bias")], "lr": 0.05},
+    ]
+    optimizer = torch.optim.Adam(groups, lr=0.1)
+    trained("torch", model, optimizer, 0, 10)
+    saved("torch", model, optimizer, "a")
+    twin = ["--twin", "attention_ports:other", "--recipe", "r.toml"]
+    assert run(["convert", "a.pth", "b.pdparams", *twin, "--optimizer", "a_optimizer.pth", "b.pdopt"]) == 0
+    port = made(ports.other, "paddle")
+    biases = [p for n, p in port.named_parameters() if n.endswith("bias")]
+    others = [p for n, p in port.named_parameters() if not n.endswith("bias")]
+    with paddle.utils.unique_name.guard():
+        scheduler = paddle.optimizer.lr.StepDecay(0.1, 4)
+        other = paddle.optimizer.Adam(
+            scheduler, parameters=[{"params": others}, {"params": biases, "learning_rate": 0.5}]
+        )
+        loaded("paddle", port, other, "b")
+        assert scheduler.last_epoch == 10
+        assert other.get_lr() == pytest.approx(0.001)
+        trained("paddle", port, other, 10, 11)
+        saved("paddle", port, other, "b")
+    assert run(["convert", "b.pdparams", "c.pth", *twin, "--optimizer", "b.pdopt", "c_optimizer.pth"]) == 0
+    again = torch.optim.Adam(groups, lr=9.0)
+    again.load_state_dict(torch.load("c_optimizer.pth", weights_only=True))
+    assert [group["lr"] for group in again.param_groups] == pytest.approx([0.001, 0.0005])
+    assert {int(held["step"]) for held in again.state.values()} == {11}
+    for parameter, held in again.state.items():
+        assert held["exp_avg"].shape == parameter.shape
 
 
 def test_counts_are_read_off_the_powers_of_the_betas_for_as_long_as_they_tell() -> None:

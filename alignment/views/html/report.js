@@ -326,6 +326,7 @@
     ["Relative L2", (t) => t.rel_l2 !== undefined && figure(t.rel_l2, 3)],
     ["float32 error", (t) => t.error_ratio !== undefined && `${figure(t.error_ratio, 3)} times the reference’s own`],
     ["Worst in", (t) => t.weights && `${t.weights} weights${t.batch ? `, batch ${t.batch}` : ""}`],
+    ["Source", (t) => t.site],
     ["Diverges in", (t) => t.diverging && `${t.diverging.length} of ${many(t.comparisons, "comparison")}: ${t.diverging.slice(0, 6).join(", ")}${t.diverging.length > 6 ? " …" : ""}`],
   ];
 

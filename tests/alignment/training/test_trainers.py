@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import paddle
 import pytest
@@ -10,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment import AlignmentError
-from alignment.frameworks import get_trainer
+from alignment.frameworks import get_framework, get_trainer
 from alignment.training.recipe import Clip, Group, Optimizer, Recipe, Schedule
 from alignment.training.rules import Position, Replay, rate_at
+from fake_data import Batch
 
 from .. import own_paddle, own_torch
 from .twins import assert_same_slots, assert_same_weights, batches, pair
@@ -161,6 +164,57 @@ def test_clipping_is_that_of_the_frameworks_own_functions() -> None:
             assert any(np.abs(before[n] - changed[n] - gradients[n]).max() > 1e-3 for n in gradients)
 
 
+def test_norms_are_right_where_the_frameworks_own_are_not() -> None:
+    """Two million float32: paddle.linalg.norm, by which its clip_grad_norm_ clips, is off by more than 1e-4."""
+    models = {
+        "torch": lambda: torch.nn.Sequential(torch.nn.Linear(3, 500), torch.nn.Linear(500, 4000)),
+        "paddle": lambda: paddle.nn.Sequential(paddle.nn.Linear(3, 500), paddle.nn.Linear(500, 4000)),
+    }
+    for trainer in pair(Recipe(clip=Clip("global norm", 0.1)), dtype="float32", models=models):
+        step = trainer.step(batches(1)[0], gradients=True)
+        for name, gradient in step.gradients.items():
+            assert step.norms[name] == pytest.approx(float(np.linalg.norm(np.float64(gradient))), rel=2e-6)
+    gradient = np.random.default_rng(0).normal(size=(1000, 2000)).astype(np.float32)
+    exact = float(np.linalg.norm(np.float64(gradient)))
+    assert abs(float(paddle.linalg.norm(paddle.to_tensor(gradient))) / exact - 1.0) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["seeded", "frozen", "own"])
+def test_dropout_in_training(kind) -> None:
+    recipe, batch = Recipe(Optimizer("sgd", 0.0)), batches(1)[0]
+    losses = []
+    for seed in (3, 4) if kind == "seeded" else (None,):
+        told = {"seeded": seed, "frozen": None, "own": "own"}[kind]
+        one, two = pair(recipe, settings={"dropout": 0.5}, dropout=told)
+        made = [[trainer.step(batch).loss for _ in range(4)] for trainer in (one, two)]
+        predicted = [trainer.predict(batch) for trainer in (one, two)]
+        np.testing.assert_allclose(*predicted, atol=1e-12)
+        losses.append(made)
+        if kind == "own":
+            assert len({*made[0], *made[1]}) == 8
+        else:
+            assert made[0] == pytest.approx(made[1], rel=1e-12)
+        if kind == "seeded":  # a new mask for each step, and the same again in the same step
+            assert len(set(made[0])) == 4
+            one.load_state(replace(one.state(), steps=0))
+            assert [one.step(batch).loss for _ in range(4)] == made[0]
+        if kind == "frozen":
+            assert len(set(made[0])) == 1
+    assert kind != "seeded" or losses[0] != losses[1]
+
+
+def test_own_dropout_with_a_seed_is_drawn_again_by_the_steps_number() -> None:
+    for first, again in zip(
+        *(pair(Recipe(Optimizer("sgd", 0.0)), settings={"dropout": 0.5}, dropout=("own", 7)) for _ in range(2)),
+        strict=True,
+    ):
+        losses = [first.step(batches(1)[0]).loss for _ in range(4)]
+        assert len(set(losses)) == 4
+        again.load_weights(first.weights())
+        again.load_state(replace(first.state(), steps=2))
+        assert [again.step(batches(1)[0]).loss for _ in range(2)] == losses[2:]
+
+
 def test_a_factor_holds_whatever_the_schedule_makes_of_the_rate() -> None:
     schedule = Schedule("plateau", {"patience": 0, "min_lr": 0.04, "factor": 0.3})
     for trainer in pair(Recipe(Optimizer("sgd", 0.1), schedule, groups=(Group("4.*", 0.5),))):
@@ -198,9 +252,25 @@ def test_a_schedule_that_is_over_or_is_told_no_metric_says_so() -> None:
         rate_at(Schedule("onecycle", {"total_steps": 4}), 0.1, 5)
 
 
-def test_a_batch_without_a_loss_says_so() -> None:
-    from alignment.frameworks import get_framework
+def test_groups_are_said_by_the_references_names() -> None:
+    recipe = Recipe(Optimizer("sgd", 0.1), groups=(Group("head.*", 0.0),))
+    for trainer in pair(recipe, names={"4.weight": "head.weight"}):
+        before = trainer.weights()
+        trainer.step(batches(1)[0])
+        changed = {name for name, tensor in trainer.weights().items() if not np.array_equal(tensor, before[name])}
+        assert changed == before.keys() - {"4.weight"}
 
+
+@pytest.mark.parametrize("framework", [torch, paddle])
+def test_a_sparse_gradient_is_refused(framework) -> None:
+    nn, name = framework.nn, framework.__name__
+    model = get_framework(name).build(lambda: nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 4)), {})
+    trainer = get_trainer(name, model, Recipe(), loss=nn.functional.cross_entropy)
+    with pytest.raises(AlignmentError, match=r"0.weight is sparse.*sparse=False"):
+        trainer.step(Batch("b", {"ids": np.array([1, 2, 2])}, np.array([0, 1, 2])))
+
+
+def test_a_batch_without_a_loss_says_so() -> None:
     for name, target in NETS.items():
         model = get_framework(name).build(target, {}, criterion=True)
         trainer = get_trainer(name, model, Recipe(), loss="criterion")
