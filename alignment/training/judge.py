@@ -29,7 +29,7 @@ from alignment.training.curves import FREE, MEMORY, SHADOW, SYNCED, Company, Cur
 
 Floats = NDArray[np.float64]
 
-# On right twins no tensor was at any step farther than 1.6 times the sum (docs/trajectories.md).
+# On right twins no tensor was at any step farther than 2.2 times the sum (docs/trajectories.md).
 MARGIN = 10.0
 FLOOR_ULPS = 4.0
 # The same for the loss, one number whose distance may be small by luck: the envelope up to two steps ahead counts, too, and
