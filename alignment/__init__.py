@@ -16,26 +16,36 @@ from alignment.compare import Comparison, Pair, Tolerance, compare
 from alignment.errors import AlignmentError, FrameworkMissingError
 from alignment.experiment import Options
 from alignment.explain import explain, explain_traces
-from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
+from alignment.report import Effect, Finding, Report, StageResult, TensorResult, Track, Trajectory, TwinResult
 from alignment.reported import explain_metric, explain_order
 from alignment.training.data_stage import compare_feeds
+from alignment.training.recipe import Clip, Group, Optimizer, Recipe, Schedule
+from alignment.trajectory import Training, trajectory
 from alignment.twins import Side, Twin, get_twin
 
 __all__ = [
     "AlignmentError",
+    "Clip",
     "Comparison",
     "Effect",
     "Finding",
     "FrameworkMissingError",
+    "Group",
     "Keep",
+    "Optimizer",
     "Options",
     "Pair",
+    "Recipe",
     "Report",
+    "Schedule",
     "Scored",
     "Side",
     "StageResult",
     "TensorResult",
     "Tolerance",
+    "Track",
+    "Training",
+    "Trajectory",
     "Twin",
     "TwinResult",
     "capture_candidate",
@@ -51,4 +61,5 @@ __all__ = [
     "get_twin",
     "run_check",
     "save_traces",
+    "trajectory",
 ]

@@ -19,6 +19,7 @@ from fake_data.errors import DataError
 COMMANDS = {
     "check": "check",
     "explain": "explain",
+    "trajectory": "trajectory",
     "capture": "capture",
     "compare": "compare",
     "feed": "feed",

@@ -76,7 +76,7 @@ def explain(
 def explain_checked(checked: Checked) -> Report:
     """Add findings to a check that has run."""
     result = checked.report.twins[0]
-    findings = _findings(checked.experiment, checked.scenes, result.stages)
+    findings = findings_of(checked.experiment, checked.scenes, result.stages)
     effect, notes = None, result.notes
     if findings:
         try:
@@ -100,7 +100,7 @@ def explain_traces(reference: str | Path, candidate: str | Path, details: bool =
     try:
         pair = SavedPair(ours, theirs)
         stages, notes = pair_stages(pair, details)
-        findings = _findings(pair.experiment, (pair,), stages)
+        findings = findings_of(pair.experiment, (pair,), stages)
         trees = module_trees(pair.experiment)
     except AlignmentError as error:
         raise AlignmentError(f"{files}: {error}") from error
@@ -130,7 +130,10 @@ def explain_traces(reference: str | Path, candidate: str | Path, details: bool =
 # ---------------------------------------------------------------------------------------------------------- diagnosing
 
 
-def _findings(experiment: Experiment, scenes: Sequence[Scene], stages: tuple[StageResult, ...]) -> tuple[Finding, ...]:
+def findings_of(
+    experiment: Experiment, scenes: Sequence[Scene], stages: tuple[StageResult, ...]
+) -> tuple[Finding, ...]:
+    """What is behind the roots of stages that ran models."""
     cases = list(_cases(experiment, scenes, stages))
     inherited = sum(t.verdict == "diverged" and not t.root for stage in stages for t in stage.tensors)
     return tuple(_finding(group, experiment, inherited) for group in _groups(cases))

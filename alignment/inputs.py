@@ -6,7 +6,7 @@ import gzip
 import itertools
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,8 @@ def needs_targets(twin: Twin) -> bool:
     return twin.loss != "outputs"
 
 
-def given_batches(inputs: Any, targets: bool) -> tuple[Batch, ...]:
-    """Batches of inputs as they are: of one, or the first of an iterable of several (see `alignment.twins.Twin`).
+def given_batches(inputs: Any, targets: bool, most: int = GIVEN_BATCHES) -> tuple[Batch, ...]:
+    """Batches of inputs as they are: of one, or the first `most` of an iterable of several (see `alignment.twins.Twin`).
 
     Raises:
         AlignmentError: there is none, or one is of another form.
@@ -158,7 +158,7 @@ def given_batches(inputs: Any, targets: bool) -> tuple[Batch, ...]:
             f"{type(inputs).__name__}"
         )
     try:
-        several = [inputs] if one else list(itertools.islice(inputs, GIVEN_BATCHES))
+        several = [inputs] if one else list(itertools.islice(inputs, most))
     except (Exception, SystemExit) as error:  # a user's data loader may raise anything
         raise AlignmentError(f"the inputs can't be read: {type(error).__name__}: {error}") from error
     if not several:
@@ -212,3 +212,71 @@ def _reviews(
             f"reviews have 5 classes; num_classes={targets.classes} is too small: use --set num_classes=5"
         )
     return Batch(f"reviews-{number + 1}", dict(zip(names, (ids, mask), strict=False)), labels)
+
+
+def make_training(
+    twin: Twin,
+    settings: Settings,
+    *,
+    fixed: bool,
+    data: str | None,
+    seed: int,
+    batch_size: int,
+    length: int | None,
+    steps: int,
+) -> Chosen:
+    """A batch for each step of a training, ``"step-1"`` and so on; the arguments are those of `make_batches`.
+
+    Reviews are taken in the order of the file, and from its beginning again after the last whole batch. Where the
+    vocabulary's size is fixed and the reviews have more words, the most frequent are kept. Inputs of a twin's own are
+    taken as they come, and again from the first.
+
+    Raises:
+        AlignmentError: there is no whole batch, or the sizes don't fit the data.
+        DataError: the reviews can't be read.
+    """
+    settings = dict(settings)
+    declared = _declared(twin, settings)
+    if not isinstance(declared, InputSpec):
+        if data is not None:
+            raise AlignmentError(f"{twin.name} brings its own inputs: leave out --data")
+        given = given_batches(declared, needs_targets(twin), steps)
+        taken = itertools.islice(itertools.cycle(given), steps)
+        named = tuple(replace(batch, name=f"step-{number}") for number, batch in enumerate(taken, 1))
+        return Chosen(settings, named, "given inputs", _again(len(given), steps))
+    data, spec = data or twin.data, declared_spec(twin, settings)
+    length = _length(spec, length)
+    if data == "fake":
+        made = (
+            make_batch(spec, seed=seed, batch_size=batch_size, length=length, name=f"step-{number}")
+            for number in range(1, steps + 1)
+        )
+        return Chosen(settings, tuple(made), "fake data", ())
+    if twin.vocabulary is None:
+        raise AlignmentError(f"{twin.name} takes no reviews: leave out --data, or use --data fake")
+    synthetic = data == "synthetic"
+    if not synthetic:
+        _refuse_damaged(Path(data))
+    # The ids besides words are padding, and one for all that is left out.
+    most = max(1, int(settings[twin.vocabulary]) - 2) if fixed else None
+    wanted = steps * batch_size
+    source: Any = synthetic_reviews(wanted, seed) if synthetic else data
+    reviews = encode_reviews(source, length=length, max_reviews=wanted, max_size=most)
+    whole = len(reviews.labels) // batch_size
+    if not whole:
+        raise AlignmentError(
+            f"{data}: {len(reviews.labels)} reviews are no batch of {batch_size}; use a larger file or a smaller --batch-size"
+        )
+    if not fixed:
+        settings[twin.vocabulary] = reviews.num_tokens
+        spec = declared_spec(twin, settings)
+    batches = [_reviews(twin, settings, spec, reviews, number, batch_size) for number in range(min(whole, steps))]
+    named = tuple(replace(batches[step % whole], name=f"step-{step + 1}") for step in range(steps))
+    source = f"{'synthetic reviews' if synthetic else data}, {len(reviews.labels):,} read"
+    return Chosen(settings, named, source, (*reviews.notes, *_again(whole, steps)))
+
+
+def _again(batches: int, steps: int) -> tuple[str, ...]:
+    if batches >= steps:
+        return ()
+    return (f"the {batches} whole batches were taken again from step {batches + 1} on",)

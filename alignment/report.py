@@ -21,7 +21,8 @@ class TensorResult:
     """One tensor's verdict in one stage: the worst of its comparisons over batches and weights.
 
     record: what was compared: module, parameter, buffer, initializer, activation, logits, loss, metric, gradient, update;
-    where a root lies between modules: input (what a module is given), input gradient, activation gradient.
+    where a root lies between modules: input (what a module is given), input gradient, activation gradient; of a training:
+    rate (of learning), trajectory (a tensor's weights, free-running).
     reference_name, candidate_name: each side's own name; None where that side has no such tensor.
     max_abs, rel_l2, worst_index: of the difference, in the dtype named by `dtype`. allowed: the largest `seen` that would
     still be aligned, `seen` being max_abs in float64 (semantics), the RMS error in float32 (precision), or -log10 of the
@@ -123,6 +124,77 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Track:
+    """How far one tensor's weights parted in training.
+
+    left: the first step at which the free-running candidate was outside the envelope; None: it never was. strain: the
+    largest distance over what is allowed, and worst: at which step. apart, allowed: at each step of `Trajectory.at`,
+    Euclidean distances over the norm of the reference's weights; empty where they are not kept.
+    """
+
+    name: str
+    left: int | None
+    strain: float
+    worst: int
+    apart: tuple[float, ...] = ()
+    allowed: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Training on both sides, step by step: free-running, re-synchronised, and the reference against itself.
+
+    dtype: of all runs. recipe: in words. steps: that were made. runs: of the reference with its weights moved by one unit
+    in the last place, which make the envelope.
+    reference, candidate: losses of the free-running sides, one for each step; loss_envelope, loss_allowed: how far the
+    envelope's losses are from the reference's, and how far the candidate's may be.
+    reference_rates, candidate_rates: learning rates of the parameters in no group.
+    at: steps at which all weights were looked at; apart, envelope, allowed: there, the distance of all weights together over
+    their norm: the free-running candidate's, the envelope's largest, and what is allowed.
+    step_error, step_noise: distance of the re-synchronised candidate's step from the reference's, over the latter's size, and
+    that of the reference's own with its weights moved.
+    blind: the first step from which rounding alone explains a distance as large as the way that the weights have gone: the
+    free-running curve says nothing from there. tracks: of each tensor, those first that left first, then by strain.
+    single: what the re-synchronised steps say, in words. first: what left the envelope first; empty where nothing did.
+    """
+
+    dtype: str
+    recipe: str
+    steps: int
+    runs: int
+    reference: tuple[float, ...]
+    candidate: tuple[float, ...]
+    loss_envelope: tuple[float, ...]
+    loss_allowed: tuple[float, ...]
+    reference_rates: tuple[float, ...]
+    candidate_rates: tuple[float, ...]
+    at: tuple[int, ...]
+    apart: tuple[float, ...]
+    envelope: tuple[float, ...]
+    allowed: tuple[float, ...]
+    step_error: tuple[float, ...]
+    step_noise: tuple[float, ...]
+    tracks: tuple[Track, ...]
+    single: str = ""
+    first: str = ""
+    blind: int | None = None
+
+    @property
+    def strain(self) -> float:
+        """The largest share that any tensor took of what is allowed; 1 is the limit."""
+        return max((track.strain for track in self.tracks), default=0.0)
+
+    @property
+    def free(self) -> str:
+        """What the free-running candidate did, in words."""
+        where = "outside" if self.first else "inside"
+        most = f"at most {self.strain:.1%} of" if self.strain <= 1.0 else f"up to {self.strain:.3g} times"
+        nearest = max(self.tracks, key=lambda track: track.strain, default=None)
+        at = "" if nearest is None else f", by {nearest.name} at step {nearest.worst}"
+        return f"{where} the envelope of {self.runs} runs; {most} what is allowed{at}"
+
+
+@dataclass(frozen=True)
 class Module:
     """One module of a side's tree.
 
@@ -159,6 +231,7 @@ class TwinResult:
     effect: Effect | None = None
     reference_tree: tuple[Module, ...] = ()
     candidate_tree: tuple[Module, ...] = ()
+    trajectories: tuple[Trajectory, ...] = ()
 
     @property
     def verdict(self) -> Verdict:

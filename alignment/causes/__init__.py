@@ -19,6 +19,7 @@ from alignment.causes import (
     metrics,
     options,
     structure,
+    training,
     updates,
     values,
     weights,
@@ -30,6 +31,7 @@ from alignment.causes.loss import CriterionSuspect
 from alignment.causes.metrics import MetricSuspect, Scored
 from alignment.causes.structure import StructureSuspect
 from alignment.causes.suspect import AnySuspect, Cause, Suspect, Trial, WeightSuspect
+from alignment.causes.training import RateSuspect, SeriesSuspect
 from alignment.causes.updates import StatisticSuspect, UpdateSuspect
 
 # Every family, by the name of its file.
@@ -45,6 +47,7 @@ FAMILIES: dict[str, tuple[Cause, ...]] = {
     "initialization": initialization.CAUSES,
     "structure": structure.CAUSES,
     "updates": updates.CAUSES,
+    "training": training.CAUSES,
     "metrics": metrics.CAUSES,
     "data": (*data.CAUSES, *data.INPUTS),
 }
@@ -62,6 +65,8 @@ CAUSES: dict[type, tuple[Cause, ...]] = {
     StructureSuspect: FAMILIES["structure"],
     UpdateSuspect: FAMILIES["updates"],
     StatisticSuspect: FAMILIES["updates"],
+    RateSuspect: FAMILIES["training"],
+    SeriesSuspect: FAMILIES["training"],
     MetricSuspect: FAMILIES["metrics"],
     DataSuspect: data.CAUSES,
     InputSuspect: data.INPUTS,
@@ -78,7 +83,9 @@ __all__ = [
     "InitializerSuspect",
     "InputSuspect",
     "MetricSuspect",
+    "RateSuspect",
     "Scored",
+    "SeriesSuspect",
     "StatisticSuspect",
     "StructureSuspect",
     "Suspect",

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from alignment.causes.gradients import factor_of, is_round
 from alignment.causes.suspect import AMBIGUOUS, Cause, Trial, relative
-from alignment.training.rules import RULES, Rule, steps
+from alignment.training.rules import RULES, Rule, Slots, steps
+from alignment.training.rules import change as step_of
 
 Array = NDArray
 
@@ -39,6 +40,8 @@ class UpdateSuspect:
 
     weights: before the first step. gradients, steps: of either side, one for each step. learning_rates: of the
     reference's schedule. norms: of all gradients of the reference together, where they are known.
+    starts: where both sides were given the same before every step, so that none follows from another: weights, slots, and
+    which update it is, for each. rule: what the reference steps by, where that is known.
     """
 
     name: str
@@ -49,11 +52,17 @@ class UpdateSuspect:
     candidate_steps: tuple[Array, ...]
     learning_rates: tuple[float, ...]
     norms: tuple[float, ...] | None = None
+    starts: tuple[tuple[Array, Slots, int], ...] = ()
+    rule: Rule | None = None
     record: str = "update"
 
     def made(self, options: Rule, side: str) -> Array:
         """All steps that a rule makes of one side's gradients, one after the other."""
         gradients = self.reference_gradients if side == "reference" else self.candidate_gradients
+        if self.starts:
+            norms = [None] * len(gradients) if self.norms is None else self.norms
+            given = zip(self.starts, gradients, self.learning_rates, norms, strict=True)
+            return np.stack([step_of(options, w, g, slots, n, rate, norm)[0] for (w, slots, n), g, rate, norm in given])
         return np.stack(steps(options, self.weights, gradients, self.learning_rates, self.norms))
 
     @cached_property
@@ -112,7 +121,7 @@ def changes(options: Rule) -> Iterator[Rule]:
     for kind in RULES:
         if kind != options.kind:
             yield replace(options, kind=kind)
-    for decay in DECAYS:
+    for decay in dict.fromkeys((options.decay, *DECAYS)):
         for decoupled in (False, True):
             yield replace(options, decay=decay, decoupled=decoupled and decay > 0.0)
     for clip in (None, "value", "norm", "global norm"):
@@ -180,7 +189,9 @@ def name_of(right: Rule, wrong: Rule) -> str:
 
 
 def right_rules(suspect: UpdateSuspect) -> list[Rule]:
-    """Rules that give the reference's steps: a plain one, else those that differ from one in one thing."""
+    """Rules that give the reference's steps: the known one, or a plain one, else those that differ from one in one thing."""
+    if suspect.rule is not None and _fits(suspect, suspect.rule, "reference"):
+        return [suspect.rule]
     plain = [start for start in STARTS if _fits(suspect, start, "reference")]
     if plain:
         return plain

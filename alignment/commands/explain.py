@@ -36,8 +36,9 @@ from alignment.repro import refuse_unnamed, write_repros
 from alignment.twins import DEFAULT_TWIN, get_twin
 from alignment.views.progress import progress
 
-# What a report's options tell, and `Options` has no field for: how the twin was asked for, and where the mapping was read.
-TOLD = ("twin", "mapping_file")
+# What a report's options tell, and `Options` has no field for: how the twin was asked for, where the mapping was read, and how
+# it was trained.
+TOLD = ("twin", "mapping_file", "training")
 
 
 @click.command("explain", epilog="Exit status: 0 aligned, 1 diverged, 2 could not decide or could not run.")

@@ -99,6 +99,7 @@ def _twin(twin: TwinResult, written: Mapping[str, Any]) -> dict[str, Any]:
         "stages": [{"step": stage.step, "name": stage.name} for stage in twin.stages],
         "tensors": tensors,
         "effect": written["effect"],
+        "trajectories": written["trajectories"],
         "trees": {side: _tree(tree, trees[_other(side)]) for side, tree in trees.items()},
     }
 

@@ -14,7 +14,18 @@ import orjson
 
 from alignment.details import Detail, Element
 from alignment.errors import AlignmentError
-from alignment.report import SCHEMA_VERSION, Effect, Finding, Module, Report, StageResult, TensorResult, TwinResult
+from alignment.report import (
+    SCHEMA_VERSION,
+    Effect,
+    Finding,
+    Module,
+    Report,
+    StageResult,
+    TensorResult,
+    Track,
+    Trajectory,
+    TwinResult,
+)
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
 
@@ -25,6 +36,10 @@ def to_json(report: Report) -> bytes:
     for twin in written["twins"]:
         for side in ("reference_tree", "candidate_tree"):
             twin[side] = [_on_one_line(module) for module in twin[side]]
+        for trajectory in twin["trajectories"]:
+            trajectory["tracks"] = [_on_one_line(track) for track in trajectory["tracks"]]
+            for key, value in trajectory.items():
+                trajectory[key] = _on_one_line(value) if isinstance(value, tuple) else value
         for stage in twin["stages"]:
             for tensor in stage["tensors"]:
                 tensor["detail"] = tensor["detail"] and _on_one_line(tensor["detail"])
@@ -66,6 +81,7 @@ def _twin(twin: TwinResult) -> dict[str, Any]:
         "effect": None if twin.effect is None else asdict(twin.effect),
         "reference_tree": [asdict(module) for module in twin.reference_tree],
         "candidate_tree": [asdict(module) for module in twin.candidate_tree],
+        "trajectories": [asdict(one) for one in twin.trajectories],
     }
 
 
@@ -193,6 +209,7 @@ def _read_twin(twin: Mapping[str, Any]) -> TwinResult:
             # Reports of earlier versions have no trees.
             "reference_tree": tuple(Module(**module) for module in twin.get("reference_tree", ())),
             "candidate_tree": tuple(Module(**module) for module in twin.get("candidate_tree", ())),
+            "trajectories": tuple(_read_trajectory(one) for one in twin.get("trajectories", ())),
         }
     )
 
@@ -208,7 +225,7 @@ def _read_tensor(tensor: Mapping[str, Any]) -> TensorResult:
     return TensorResult(
         **given
         | {
-            "strain": math.inf if tensor["strain"] is None else tensor["strain"],
+            "strain": _unbounded(tensor["strain"]),
             "detail": None if detail is None else _read_detail(detail),
         }
     )
@@ -218,6 +235,20 @@ def _read_detail(detail: Mapping[str, Any]) -> Detail:
     given = {key: _tuple(value) for key, value in detail.items()}
     worst = tuple(Element(**{key: _tuple(value) for key, value in element.items()}) for element in detail["worst"])
     return Detail(**given | {"points": tuple(map(tuple, detail["points"])), "worst": worst})
+
+
+def _read_trajectory(written: Mapping[str, Any]) -> Trajectory:
+    given = _losses_of(written)
+    tracks = (_losses_of(track) | {"strain": _unbounded(track["strain"])} for track in written["tracks"])
+    return Trajectory(**given | {"tracks": tuple(Track(**track) for track in tracks)})
+
+
+def _losses_of(written: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _losses(value) for key, value in written.items()}
+
+
+def _unbounded(strain: float | None) -> float:
+    return math.inf if strain is None else strain
 
 
 def _losses(value: Any) -> Any:

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from alignment.report import Effect, Finding, Report, StageResult, TensorResult, TwinResult
+from alignment.report import Effect, Finding, Report, StageResult, TensorResult, Trajectory, TwinResult
 from alignment.views.words import where
 
 STYLES = {"aligned": "green", "diverged": "bold red", "inconclusive": "yellow"}
@@ -54,10 +54,12 @@ def _print_twin(twin: TwinResult, console: Console, verbose: bool) -> None:
         _print(console, 2, f"planted on the candidate: {fault}", "magenta")
     for note in twin.notes:
         _print(console, 2, f"note: {note}", "dim")
-    rooted = False
+    rooted = bool(twin.trajectories)  # whose figures follow: a few rows say enough
     for stage in twin.stages:
         _print_stage(stage, console, verbose, FOLLOWING if rooted else SHOWN)
         rooted = rooted or stage.verdict == "diverged"
+    for trajectory in twin.trajectories:
+        _print_trajectory(trajectory, console)
     for number, finding in enumerate(twin.findings, start=1):
         _print_finding(finding, number, len(twin.findings), console, verbose)
     if twin.effect is not None:
@@ -92,6 +94,29 @@ def _print_finding(finding: Finding, number: int, of: int, console: Console, ver
         if line:
             table.add_row(label, Text(line))
     console.print(Padding(table, (0, 0, 0, 4), expand=False))
+
+
+def _print_trajectory(trajectory: Trajectory, console: Console) -> None:
+    """A training in a few lines: each step by itself, the free-running sides, and what left the envelope first."""
+    console.print()
+    _print(console, 2, f"{trajectory.dtype}, {trajectory.steps} steps of {trajectory.recipe}", "bold")
+    lines = [
+        ("by themselves", trajectory.single),
+        ("free-running", trajectory.free),
+        ("left first", trajectory.first),
+        ("loss", f"{_ends(trajectory.reference)} the reference, {_ends(trajectory.candidate)} the candidate"),
+    ]
+    table = Table(box=None, padding=(0, 1), show_edge=False, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for label, line in lines:
+        if line:
+            table.add_row(label, Text(line))
+    console.print(Padding(table, (0, 0, 0, 4), expand=False))
+
+
+def _ends(losses: tuple[float, ...]) -> str:
+    return f"{losses[0]:.6g} → {losses[-1]:.6g}" if losses else "none"
 
 
 def _print_effect(effect: Effect, console: Console) -> None:

@@ -302,6 +302,9 @@ def test_tables_of_json_keys_are_complete():
     assert {word.strip() for word in words.split(",")} == set(schema["$defs"]["tensor"]["properties"]["record"]["enum"])
     assert first_column(page, "A finding, one for each cause:") == set(schema["$defs"]["finding"]["properties"])
     assert first_column(page, "The effect, of the whole twin:") == set(schema["$defs"]["effect"]["properties"])
+    for name, words in (("trajectory", "A trajectory, of"), ("track", "A track, of")):
+        (line,) = (line for line in page.read_text().splitlines() if line.startswith(words))
+        assert first_column(page, line) == set(schema["$defs"][name]["properties"])
     assert first_column(page, "A module of a tree:") == set(schema["$defs"]["module"]["properties"])
     (detail,) = (line for line in page.read_text().splitlines() if line.startswith("A detail, kept with"))
     assert first_column(page, detail) == set(schema["$defs"]["detail"]["properties"])

@@ -263,6 +263,60 @@
     ];
   }
 
+  const positive = (values) => values.map((value) => (value > 0 ? value : null)); // a logarithm has no room for 0
+
+  // Lines over steps. lines: (words, steps, values, colour by its name, "solid" or "dashed").
+  function stepChart(caption, note, lines, kind, digits = 3) {
+    return chart(caption, note, (c) => ({
+      grid: { left: 62, right: 16, top: 16, bottom: 36 },
+      tooltip: tip(c, ({ seriesName, value: [step, value] }) => [`${seriesName}, step ${step}`, figure(value, digits)]),
+      xAxis: axis(c, { type: "value", min: 0, splitLine: { show: false }, name: "step", nameGap: 22 }),
+      yAxis: axis(c, { type: kind, scale: true, axisLabel: { color: c.dim, fontSize: 11, formatter: (value) => figure(value, kind === "log" ? 1 : 4) } }),
+      series: lines.map(([name, steps, values, colour, type]) => ({
+        name, type: "line", symbol: "circle", symbolSize: 4, showSymbol: steps.length <= 60,
+        data: (kind === "log" ? positive(values) : values).map((value, n) => [steps[n], value]),
+        lineStyle: { color: c[colour], type, width: 2 }, itemStyle: { color: c[colour] },
+      })),
+    }), lines.map(([name, , , colour, type]) => [name, colour, type]));
+  }
+
+  // The way of every tensor in one picture: how much of what is allowed it takes at each step; those that left first on top.
+  function shareMap(tracks, at) {
+    const cells = tracks.flatMap((track, y) => track.apart.map((apart, n) => [n, y, Math.log10(Math.max(apart / track.allowed[n], 1e-4) || 1e-4)]));
+    const short = (name) => (name.length > 34 ? `…${name.slice(-33)}` : name);
+    return chart("Which tensors leave", "the candidate’s distance over what is allowed; 1 is the limit", (c) => ({
+      grid: { left: 236, right: 78, top: 12, bottom: 36 },
+      tooltip: tip(c, ({ value: [n, y, log] }) => [tracks[y].name, `step ${at[n]}: ${power(log)} of what is allowed`]),
+      xAxis: axis(c, { type: "category", data: at, splitLine: { show: false }, name: "step", nameGap: 22 }),
+      yAxis: axis(c, { type: "category", inverse: true, data: tracks.map((track) => short(track.name)), splitLine: { show: false }, axisLabel: { color: c.dim, fontSize: 11 } }),
+      visualMap: { min: -3, max: Math.max(1, ...cells.map(([, , log]) => log)), dimension: 2, calculable: false, right: 0, top: "middle", itemHeight: 110, itemWidth: 10,
+        inRange: { color: c.heat }, text: [power(Math.max(1, ...cells.map(([, , log]) => log))), "0.001"], textStyle: { color: c.dim, fontSize: 11 } },
+      series: [{ type: "heatmap", data: cells, itemStyle: { borderWidth: 0 } }],
+    }));
+  }
+
+  function trajectoryCharts(one) {
+    const steps = one.reference.map((_, n) => n + 1);
+    const gap = one.reference.map((loss, n) => (loss === null || one.candidate[n] === null ? null : Math.abs(one.candidate[n] - loss)));
+    const kept = one.tracks.filter((track) => track.apart.length);
+    const rates = one.reference_rates.some((rate, n) => rate !== one.reference_rates[0] || one.candidate_rates[n] !== rate);
+    return [
+      stepChart("Loss", "of both sides, free-running", [
+        ["reference", steps, one.reference, "reference", "solid"], ["candidate", steps, one.candidate, "candidate", "dashed"]], "value", 8),
+      stepChart("How far the weights part", "all together, over their norm", [
+        ["candidate", one.at, one.apart, "candidate", "solid"], ["envelope, the largest run", one.at, one.envelope, "noise", "solid"],
+        ["allowed", one.at, one.allowed, "floor", "dashed"]], "log"),
+      stepChart("How far the losses part", "free-running", [
+        ["candidate", steps, gap, "candidate", "solid"], ["envelope, the largest run", steps, one.loss_envelope, "noise", "solid"],
+        ["allowed", steps, one.loss_allowed, "floor", "dashed"]], "log"),
+      stepChart("Each step by itself", "re-synchronised: distance of the candidate’s step from the reference’s, over its size", [
+        ["candidate", steps, one.step_error, "candidate", "solid"], ["reference, moved by one unit in the last place", steps, one.step_noise, "noise", "dashed"]], "log"),
+      rates ? stepChart("Learning rate", "of the parameters in no group", [
+        ["reference", steps, one.reference_rates, "reference", "solid"], ["candidate", steps, one.candidate_rates, "candidate", "dashed"]], "value", 6) : null,
+      kept.length ? shareMap(kept, one.at) : null,
+    ].filter(Boolean);
+  }
+
   // ---------------------------------------------------------------------------------------------------------- tensors
 
   const FACTS = [
@@ -544,7 +598,8 @@
     const part = (name) => article.querySelector(`[data-part="${name}"]`);
     const tensors = list(part("tensors"), twin);
     lists.push(tensors);
-    depth(part("depth"), twin);
+    if (twin.trajectories.length) twin.trajectories.forEach((one, n) => part(`trajectory-${n}`).querySelector(".charts").append(...trajectoryCharts(one)));
+    else depth(part("depth"), twin);
     if (twin.effect) part("effect").querySelector(".charts").append(...effectCharts(twin.effect));
     if (part("trees")) trees(part("trees"), twin, tensors);
     article.addEventListener("click", (event) => {
