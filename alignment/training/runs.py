@@ -26,9 +26,9 @@ from alignment.training.fit import evaluate, fit
 from alignment.training.parity import Parity, compare_trained
 from alignment.training.recipe import Recipe
 from alignment.training.recipe_file import recipe_of, to_table
-from alignment.training.reviews import ReviewTask, read_task
+from alignment.training.reviews import PARTS, ReviewTask, read_task
 from alignment.training.run_folder import BEST, RUN, Epoch, RunFolder
-from alignment.training.scores import Scores
+from alignment.training.scores import Scores, spread
 from alignment.training.trainer import Trainer
 from alignment.twins import Twin, get_twin
 from checkpoints import read
@@ -133,12 +133,16 @@ class SideRun:
     test: Scores
     tokens: float | None = None
 
+    def scores(self, part: str) -> Scores:
+        """Of ``"train"``, ``"validation"`` or ``"test"``."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[part]
+
 
 @dataclass(frozen=True, eq=False)
 class TrainReport:
     """What a training run led to.
 
-    settings: of the models. parities: of each seed, where both sides were trained. notes: what a person should know.
+    settings: of the models. rows: of each part. length: tokens of a row. parities: of each seed, where both sides were trained. notes: what a person should know.
     """
 
     twin: str
@@ -146,6 +150,7 @@ class TrainReport:
     settings: Mapping[str, Any]
     source: str
     rows: Mapping[str, int]
+    length: int
     runs: tuple[SideRun, ...]
     parities: tuple[Parity, ...]
     versions: Mapping[str, str]
@@ -158,6 +163,23 @@ class TrainReport:
         found = {parity.verdict for parity in self.parities}
         order: tuple[Verdict, ...] = ("diverged", "inconclusive", "aligned")
         return next((verdict for verdict in order if verdict in found), None)
+
+    @property
+    def comparison(self) -> tuple[str, ...]:
+        """How the two sides' own training compares, in words: macro-F and accuracy on the test rows."""
+        if self.options.side != "both":
+            return ()
+        lines = []
+        for name, called in (("macro_f1", "macro-F"), ("accuracy", "accuracy")):
+            (one, sd_one), (two, sd_two) = (
+                spread(100 * getattr(run.test.confusion, name) for run in self.of(side)) for side in SIDES
+            )
+            gap, widest = abs(one - two), max(sd_one, sd_two)
+            line = f"{called} on the test rows: reference {one:.2f}, candidate {two:.2f}, {gap:.2f} apart"
+            if self.options.seeds > 1:
+                line += f"; from seed to seed they spread by {widest:.2f}: {'within' if gap <= widest else 'beyond'} it"
+            lines.append(line)
+        return tuple(lines)
 
     def of(self, side: str) -> tuple[SideRun, ...]:
         """One side's runs, a seed each."""
@@ -305,7 +327,7 @@ class _Session:
                 "hash": self.task.hash,
                 "words": len(self.task.words),
                 "length": self.task.length,
-                **{name: len(self.task.part(name)) for name in ("train", "validation", "test")},
+                **{name: len(self.task.part(name)) for name in PARTS},
             },
             "versions": versions,
         }
@@ -332,7 +354,8 @@ class _Session:
             options,
             self.task.settings,
             self.task.source,
-            {name: len(self.task.part(name)) for name in ("train", "validation", "test")},
+            {name: len(self.task.part(name)) for name in PARTS},
+            self.task.length,
             tuple(runs),
             tuple(parities),
             self.about()["versions"],
@@ -386,7 +409,7 @@ class _Session:
         self._tell(f"seed {seed}, {side}: the best weights on all rows")
         trainer.load_weights(read(folder.path / BEST))
         train, validation, test = (
-            evaluate(trainer, self.task.part(name), options.batch_size) for name in ("train", "validation", "test")
+            evaluate(trainer, self.task.part(name), options.batch_size) for name in PARTS
         )
         best = place.best
         assert best is not None
