@@ -34,7 +34,9 @@ def main() -> None:
     labels = np.array([label for block in blocks for label in block.labels])
     seed = asked.split_seed
     split = balanced_split(labels, seed=seed) if asked.split == "balanced" else random_split(len(labels), seed=seed)
-    print(f"{len(texts):,} reviews; train {len(split.train):,}, validation {len(split.validation):,}, test {len(split.test):,}")
+    print(
+        f"{len(texts):,} reviews; train {len(split.train):,}, validation {len(split.validation):,}, test {len(split.test):,}"
+    )
 
     majority = np.bincount(labels[split.train]).argmax()
     tell("majority class", np.full(len(split.test), majority), labels[split.test])

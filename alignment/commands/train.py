@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -21,7 +21,7 @@ from alignment.training.fit import StoppedError
 from alignment.training.recipe import Clip, Recipe, Schedule
 from alignment.training.recipe_file import read_recipe
 from alignment.training.run_folder import PARITY, REPORT, RESULT, RunFolder
-from alignment.training.runs import SAVE_EVERY, OnEpoch, TrainOptions, TrainReport, resume, train
+from alignment.training.runs import SAVE_EVERY, TrainOptions, TrainReport, resume, train
 from alignment.twins import DEFAULT_TWIN, get_twin, parse_settings
 from alignment.views.progress import progress
 from alignment.views.terminal import print_report
@@ -56,8 +56,12 @@ OF_A_SESSION = {"resumed", "data", "save_every", "threads", "quiet", "verbose"}
     show_default=True,
     help="Which are trained; all start from the reference's initial weights.",
 )
-@click.option("--data", default=DEFAULTS.data, show_default=True, metavar="synthetic|FILE", help="Made-up or real reviews.")
-@click.option("--reviews", type=click.IntRange(1), help="Read no more than so many  [default: all; 20,000 made-up ones]")
+@click.option(
+    "--data", default=DEFAULTS.data, show_default=True, metavar="synthetic|FILE", help="Made-up or real reviews."
+)
+@click.option(
+    "--reviews", type=click.IntRange(1), help="Read no more than so many  [default: all; 20,000 made-up ones]"
+)
 @click.option(
     "--split",
     type=click.Choice(["balanced", "random"]),
@@ -66,7 +70,11 @@ OF_A_SESSION = {"resumed", "data", "save_every", "threads", "quiet", "verbose"}
     help="As many reviews of each rating, or as they come.",
 )
 @click.option(
-    "--split-seed", type=click.IntRange(0), default=DEFAULTS.split_seed, show_default=True, help="Which rows are in which part."
+    "--split-seed",
+    type=click.IntRange(0),
+    default=DEFAULTS.split_seed,
+    show_default=True,
+    help="Which rows are in which part.",
 )
 @click.option("--length", type=click.IntRange(1), help="Tokens of a row  [default: the model's longest]")
 @click.option(
@@ -77,7 +85,9 @@ OF_A_SESSION = {"resumed", "data", "save_every", "threads", "quiet", "verbose"}
     help="A word met less often becomes <unknown>.",
 )
 @click.option("--max-words", type=click.IntRange(1), help="Only that many words, the most frequent.")
-@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A size or other setting of both sides.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A size or other setting of both sides."
+)
 @click.option(
     "--weights", default=DEFAULTS.weights, show_default=True, metavar="init|FILE", help="What training starts from."
 )
@@ -89,7 +99,9 @@ OF_A_SESSION = {"resumed", "data", "save_every", "threads", "quiet", "verbose"}
     show_default=True,
     help="Stop after so many epochs without a better macro-F in validation.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=DEFAULTS.batch_size, show_default=True, help="Rows of a step.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=DEFAULTS.batch_size, show_default=True, help="Rows of a step."
+)
 @click.option(
     "--recipe",
     "recipe_file",
@@ -106,7 +118,9 @@ OF_A_SESSION = {"resumed", "data", "save_every", "threads", "quiet", "verbose"}
     metavar="KIND[:NAME=VALUE,…]",
     help="Of the learning rate: constant, step, multistep, cosine, warmup, plateau, onecycle  [default: constant]",
 )
-@click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Clip the global norm of the gradients to this.")
+@click.option(
+    "--clip-norm", type=click.FloatRange(0, min_open=True), help="Clip the global norm of the gradients to this."
+)
 @click.option(
     "--dropout",
     type=click.Choice(["seeded", "own", "off"]),
@@ -122,7 +136,11 @@ OF_A_SESSION = {"resumed", "data", "save_every", "threads", "quiet", "verbose"}
     help="Of initial weights, order and dropout.",
 )
 @click.option(
-    "--seeds", type=click.IntRange(1), default=DEFAULTS.seeds, show_default=True, help="Train with so many, from --seed on."
+    "--seeds",
+    type=click.IntRange(1),
+    default=DEFAULTS.seeds,
+    show_default=True,
+    help="Train with so many, from --seed on.",
 )
 @click.option(
     "--save-every",
@@ -172,7 +190,9 @@ def command(
             else:
                 name = twin or DEFAULT_TWIN
                 options = _options(name, **given)
-                report = train(name, options, folder, on_epoch=None if quiet else partial(_tell, options.epochs), **common)
+                report = train(
+                    name, options, folder, on_epoch=None if quiet else partial(_tell, options.epochs), **common
+                )
     except StoppedError as error:
         how = f"all of it is kept: `align train --resume {kept}` goes on" if kept else "nothing is kept without -o DIR"
         raise AlignmentError(f"{error}; {how}") from error
@@ -227,7 +247,8 @@ def _options(
     settings = {key: value for key, value in parse_settings(get_twin(twin), assignments).items() if key in mentioned}
     recipe = Recipe() if recipe_file is None else read_recipe(recipe_file)
     told = {"kind": optimizer, "learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
-    recipe = replace(recipe, optimizer=replace(recipe.optimizer, **{k: v for k, v in told.items() if v is not None}))
+    changed: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    recipe = replace(recipe, optimizer=replace(recipe.optimizer, **changed))
     if schedule is not None:
         recipe = replace(recipe, schedule=_schedule(schedule))
     if clip_norm is not None:
@@ -242,7 +263,9 @@ def _schedule(text: str) -> Schedule:
     for part in rest.split(",") if rest else ():
         name, equals, value = part.partition("=")
         if not equals:
-            raise AlignmentError(f"--schedule takes KIND or KIND:NAME=VALUE,…, not {text!r}; lists go into a --recipe file")
+            raise AlignmentError(
+                f"--schedule takes KIND or KIND:NAME=VALUE,…, not {text!r}; lists go into a --recipe file"
+            )
         try:
             options[name.strip()] = int(value) if value.strip().lstrip("-").isdigit() else float(value)
         except ValueError:

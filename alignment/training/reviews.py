@@ -99,11 +99,15 @@ def read_task(
         DataError: the reviews can't be read, or are too few to split.
     """
     if twin.vocabulary is None:
-        raise AlignmentError(f"{twin.name} takes no reviews; train a twin that does, or one whose Twin says vocabulary=…")
+        raise AlignmentError(
+            f"{twin.name} takes no reviews; train a twin that does, or one whose Twin says vocabulary=…"
+        )
     spec = declared_spec(twin, settings)
     longest = int(spec.max_length)
     if length is not None and length > longest:
-        raise AlignmentError(f"length {length} is more than the {longest} tokens this model takes; use --set to raise it")
+        raise AlignmentError(
+            f"length {length} is more than the {longest} tokens this model takes; use --set to raise it"
+        )
     length = longest if length is None else length
     _refuse_other_labels(twin, spec)
     synthetic = data == "synthetic"
@@ -117,9 +121,7 @@ def read_task(
         if split == "balanced"
         else random_split(len(tokenised), seed=split_seed)
     )
-    encoded = tokenised.encode(
-        dealt.rows(), length=length, min_count=min_count, max_size=max_words, order="frequency"
-    )
+    encoded = tokenised.encode(dealt.rows(), length=length, min_count=min_count, max_size=max_words, order="frequency")
     settings = {**settings, twin.vocabulary: encoded.num_tokens}
     names = tuple(name for name in declared_spec(twin, settings).fields if name != "targets")
     ids, mask = encoded.ids.astype(np.int64), encoded.ids != 0
@@ -129,12 +131,12 @@ def read_task(
         ids = np.where(mask, ids - 1, padding)
     labels = encoded.labels.astype(np.int64)
     parts = {
-        name: Part(
-            {key: array[start:end] for key, array in zip(names, (ids, mask), strict=False)}, labels[start:end]
-        )
+        name: Part({key: array[start:end] for key, array in zip(names, (ids, mask), strict=False)}, labels[start:end])
         for name, (start, end) in dealt.parts().items()
     }
-    source = f"{len(tokenised):,} {'synthetic reviews' if synthetic else f'reviews of {Path(data).name}'}, {split} split"
+    source = (
+        f"{len(tokenised):,} {'synthetic reviews' if synthetic else f'reviews of {Path(data).name}'}, {split} split"
+    )
     notes = (*encoded.notes, *dealt.notes)
     if encoded.bad:
         notes = (f"{encoded.bad:,} lines held no review", *notes)
@@ -156,7 +158,9 @@ def _refuse_other_labels(twin: Twin, spec: InputSpec) -> None:
     if not isinstance(targets, Labels) or len(targets.shape) != 1:
         raise AlignmentError(f"{twin.name} gives no rating of a review: its targets are not one label a row")
     if targets.classes < 5:
-        raise AlignmentError(f"reviews have 5 ratings; num_classes={targets.classes} is too small: use --set num_classes=5")
+        raise AlignmentError(
+            f"reviews have 5 ratings; num_classes={targets.classes} is too small: use --set num_classes=5"
+        )
 
 
 def _hash(parts: dict[str, Part], words: tuple[str, ...]) -> str:
@@ -164,5 +168,5 @@ def _hash(parts: dict[str, Part], words: tuple[str, ...]) -> str:
     for name in PARTS:
         for key, array in {**parts[name].inputs, "targets": parts[name].labels}.items():
             digest.update(f"\n{name} {key} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")))
+            digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()

@@ -164,7 +164,9 @@ class SideFolder:
         try:
             about = json.loads(held.metadata["training"])
             if (about["schema"], about["version"]) != (SCHEMA, VERSION):
-                raise AlignmentError(f"{path} is of version {about['version']}; this program writes and reads {VERSION}")
+                raise AlignmentError(
+                    f"{path} is of version {about['version']}; this program writes and reads {VERSION}"
+                )
             place = Place(
                 Position(about["epoch"], about["step"]),
                 about["total"],
@@ -233,7 +235,9 @@ class RunFolder:
         """
         path = self.path / RUN
         if not path.is_file():
-            raise AlignmentError(f"{self.path} holds no run: there is no {RUN}; `align train -o {self.path}` begins one")
+            raise AlignmentError(
+                f"{self.path} holds no run: there is no {RUN}; `align train -o {self.path}` begins one"
+            )
         try:
             held = json.loads(path.read_bytes())
             schema, version = held.pop("schema"), held.pop("version")
@@ -256,7 +260,9 @@ class RunFolder:
         if differing:
             lines = [f"  {key}: {_told(there, key)} there, {_told(here, key)} asked for" for key in differing]
             raise AlignmentError(
-                "\n".join((f"{self.path} holds a run with another configuration:", *lines, "Name another folder with -o."))
+                "\n".join(
+                    (f"{self.path} holds a run with another configuration:", *lines, "Name another folder with -o.")
+                )
             )
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:

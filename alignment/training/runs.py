@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from alignment.training.reviews import PARTS, ReviewTask, read_task
 from alignment.training.run_folder import BEST, RUN, Epoch, RunFolder
 from alignment.training.scores import Scores, spread
 from alignment.training.trainer import Trainer
-from alignment.twins import Twin, get_twin
+from alignment.twins import get_twin
 from checkpoints import read
 
 Verdict = Literal["aligned", "diverged", "inconclusive"]
@@ -142,7 +142,8 @@ class SideRun:
 class TrainReport:
     """What a training run led to.
 
-    settings: of the models. rows: of each part. length: tokens of a row. parities: of each seed, where both sides were trained. notes: what a person should know.
+    settings: of the models. rows: of each part. length: tokens of a row. parities: of each seed, where both sides were
+    trained. notes: what a person should know.
     """
 
     twin: str
@@ -241,8 +242,14 @@ def resume(
     kept.refuse_other({**now, "options": {**now["options"], "data": options.data}})
     then, versions = about["versions"], now["versions"]
     if then != versions:
-        changed = [f"{name} {then.get(name)} → {versions.get(name)}" for name in {**then, **versions} if then.get(name) != versions.get(name)]
-        session.notes.append(f"begun with other versions, so the end may not be the same to the last bit: {', '.join(changed)}")
+        changed = [
+            f"{name} {then.get(name)} → {versions.get(name)}"
+            for name in {**then, **versions}
+            if then.get(name) != versions.get(name)
+        ]
+        session.notes.append(
+            f"begun with other versions, so the end may not be the same to the last bit: {', '.join(changed)}"
+        )
     return session.run()
 
 
@@ -408,9 +415,7 @@ class _Session:
         tokens = len(steps) * options.batch_size * self.task.length / (time.perf_counter() - start) if steps else None
         self._tell(f"seed {seed}, {side}: the best weights on all rows")
         trainer.load_weights(read(folder.path / BEST))
-        train, validation, test = (
-            evaluate(trainer, self.task.part(name), options.batch_size) for name in PARTS
-        )
+        train, validation, test = (evaluate(trainer, self.task.part(name), options.batch_size) for name in PARTS)
         best = place.best
         assert best is not None
         _, name = experiment.side(side)

@@ -71,7 +71,13 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"counting": _counting, "figure": _figure, "share": _share, "name": _name, "percent": _percent}
+    environment.filters |= {
+        "counting": _counting,
+        "figure": _figure,
+        "share": _share,
+        "name": _name,
+        "percent": _percent,
+    }
     environment.tests["many"] = lambda items: len(items) > 1
     environment.globals |= {"closest": _closest, "links": _links}
     return environment.get_template(name)

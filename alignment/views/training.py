@@ -27,8 +27,8 @@ def epoch_line(seed: int, side: str, epoch: Epoch, epochs: int) -> str:
     """One line when an epoch is over."""
     confusion = epoch.validation.confusion
     return (
-        f"seed {seed} {side}  epoch {epoch.number:2}/{epochs}  loss {epoch.loss:.4f}  validation: loss {epoch.validation.loss:.4f}, "
-        f"accuracy {percent(confusion.accuracy)}, macro-F {percent(confusion.macro_f1)}{'  best' if epoch.best else ''}"
+        f"seed {seed} {side}  epoch {epoch.number:2}/{epochs}  loss {epoch.loss:.4f}  "
+        f"validation: loss {epoch.validation.loss:.4f}, accuracy {percent(confusion.accuracy)}, macro-F {percent(confusion.macro_f1)}{'  best' if epoch.best else ''}"
     )
 
 
@@ -63,26 +63,33 @@ def print_training(report: TrainReport, console: Console) -> None:
     for line in report.comparison:
         _said(console, line, "")
     for parity in report.parities:
-        metrics = ", ".join(f"{name} {one:.4f} and {two:.4f}" for name, (one, two) in parity.metrics.items() if name in ("loss", *FIGURES[:2]))
-        line = Text.assemble(
+        told = {name: parity.metrics[name] for name in ("loss", "accuracy", "macro_f1", *parity.unequal)}
+        metrics = ", ".join(f"{name} {one:.4f} and {two:.4f}" for name, (one, two) in told.items())
+        found = Text.assemble(
             ("  ", ""),
             (MARKS[parity.verdict], STYLES[parity.verdict]),
             (f" seed {parity.seed}: the reference's trained weights in the candidate: ", ""),
             (parity.verdict.upper(), STYLES[parity.verdict]),
         )
-        console.print(line)
-        _said(console, f"    {parity.rows - parity.differing:,} of {parity.rows:,} predictions in validation the same; {metrics}")
+        console.print(found)
+        same = parity.rows - parity.differing
+        _said(console, f"  {same:,} of {parity.rows:,} predictions in validation the same; {metrics}")
+        if parity.differing:
+            why = "rounding decides them" if parity.decided else "rounding does not explain that"
+            _said(console, f"  {parity.differing:,} differ: {why}; logits differ by at most {parity.logits:.1e}")
 
 
 def _figures_table(report: TrainReport) -> Table:
-    table = Table(box=None, padding=(0, 2), pad_edge=False)
-    for heading in ("", "rows", "loss", "accuracy", "macro-F", "macro-F of means"):
-        table.add_column(heading, justify="left" if heading in ("", "rows") else "right", no_wrap=True)
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for heading in ("  side", "rows"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("loss", "accuracy", "macro-F"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    several = report.options.seeds > 1
     for side in report.options.sides:
         for part in PARTS:
             held = figures(report.of(side), part)
-            loss, *shares = held.values()
-            several = report.options.seeds > 1
+            loss, *shares = (held[name] for name in ("loss", "accuracy", "macro_f1"))
             told = [f"{loss[0]:.4f}" + (f" ± {loss[1]:.4f}" if several else "")]
             told += [percent(mean) + (f" ± {percent(sd)}" if several else "") for mean, sd in shares]
             table.add_row(f"  {side}", part, *told)
@@ -99,7 +106,8 @@ def _confusion_table(run: SideRun) -> Table:
     for name in ("precision", "recall", "F1"):
         table.add_column(name, justify="right")
     for place, name in enumerate(names):
-        counts = [Text(f"{count:,}", "bold" if place == column else "") for column, count in enumerate(confusion.counts[place].tolist())]
+        row = enumerate(confusion.counts[place].tolist())
+        counts = [Text(f"{count:,}", "bold" if place == column else "") for column, count in row]
         shares = (confusion.precision[place], confusion.recall[place], confusion.f1[place])
         table.add_row(name, *counts, *(percent(share) for share in shares))
     return table
@@ -143,7 +151,9 @@ def to_dict(report: TrainReport) -> dict[str, Any]:
         "seconds": report.seconds,
         "summary": {
             side: {
-                part: {name: {"mean": mean, "spread": sd} for name, (mean, sd) in figures(report.of(side), part).items()}
+                part: {
+                    name: {"mean": mean, "spread": sd} for name, (mean, sd) in figures(report.of(side), part).items()
+                }
                 for part in PARTS
             }
             for side in options.sides
