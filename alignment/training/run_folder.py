@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -152,12 +153,15 @@ class SideFolder:
             file.write("".join(json.dumps(epoch.to_dict()) + "\n" for epoch in place.history).encode())
 
     def load(self) -> Saved | None:
-        """What was saved last; None before the first time.
+        """What was saved last; None before the first time. Files that were not written to their end are taken away.
 
         Raises:
             CheckpointError, AlignmentError: the file is damaged, or of another version.
         """
         path = self.path / STATE
+        for aside in self.path.glob(".*.part"):  # what a killed process was writing
+            with suppress(OSError):
+                aside.unlink()
         if not path.exists():
             return None
         held = read_checkpoint(path)

@@ -26,9 +26,11 @@ FIGURES = ("accuracy", "macro_f1", "macro_f1_of_means")
 def epoch_line(seed: int, side: str, epoch: Epoch, epochs: int) -> str:
     """One line when an epoch is over."""
     confusion = epoch.validation.confusion
+    figures = f"loss {epoch.validation.loss:.4f}, accuracy {percent(confusion.accuracy)}"
+    best = "  best" if epoch.best else ""
     return (
         f"seed {seed} {side}  epoch {epoch.number:2}/{epochs}  loss {epoch.loss:.4f}  "
-        f"validation: loss {epoch.validation.loss:.4f}, accuracy {percent(confusion.accuracy)}, macro-F {percent(confusion.macro_f1)}{'  best' if epoch.best else ''}"
+        f"validation: {figures}, macro-F {percent(confusion.macro_f1)}{best}"
     )
 
 
