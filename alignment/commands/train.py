@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ from alignment.views.training import epoch_line, print_training, to_dict
 from checkpoints import CheckpointError, write_aside
 
 DEFAULTS = TrainOptions()
+# Schedules that need to know how long training lasts -> the option that says it.
+LASTING = {"cosine": "T_max", "onecycle": "total_steps"}
 # Options that go with --resume: the others are the run's own.
 OF_A_SESSION = {"resumed", "data", "save_every", "threads", "quiet", "verbose"}
 
@@ -247,30 +249,34 @@ def _options(
     settings = {key: value for key, value in parse_settings(get_twin(twin), assignments).items() if key in mentioned}
     recipe = Recipe() if recipe_file is None else read_recipe(recipe_file)
     told = {"kind": optimizer, "learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
-    changed: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
-    recipe = replace(recipe, optimizer=replace(recipe.optimizer, **changed))
+    changed = {name: value for name, value in told.items() if value is not None}
+    recipe = Recipe.from_dict({**recipe.to_dict(), "optimizer": {**recipe.to_dict()["optimizer"], **changed}})
     if schedule is not None:
-        recipe = replace(recipe, schedule=_schedule(schedule))
+        recipe = replace(recipe, schedule=_schedule(schedule, given["epochs"]))
     if clip_norm is not None:
         recipe = replace(recipe, clip=Clip("global norm", clip_norm))
     return TrainOptions(settings=settings, recipe=recipe, **given)
 
 
-def _schedule(text: str) -> Schedule:
-    """``"cosine:T_max=900"`` as a schedule."""
+def _schedule(text: str, epochs: int) -> Schedule:
+    """``"cosine:T_max=900"`` as a schedule; how long it lasts is, where that is not said, the epochs there are."""
     kind, _, rest = text.partition(":")
-    options: dict[str, Any] = {}
+    kind, options = kind.strip(), {}
     for part in rest.split(",") if rest else ():
-        name, equals, value = part.partition("=")
+        name, equals, value = (one.strip() for one in part.partition("="))
         if not equals:
-            raise AlignmentError(
-                f"--schedule takes KIND or KIND:NAME=VALUE,…, not {text!r}; lists go into a --recipe file"
-            )
-        try:
-            options[name.strip()] = int(value) if value.strip().lstrip("-").isdigit() else float(value)
-        except ValueError:
-            options[name.strip()] = value.strip()
-    return Schedule(kind.strip(), options)
+            raise AlignmentError(f"--schedule takes KIND or KIND:NAME=VALUE,…, not {text!r}; lists go into a --recipe file")
+        options[name] = _number(value)
+    if kind in LASTING and LASTING[kind] not in options:
+        options = {LASTING[kind]: epochs, "by": "epoch", **options}
+    return Recipe.from_dict({"schedule": {"kind": kind, **options}}).schedule
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _tell(epochs: int, seed: int, side: str, epoch: Any) -> None:

@@ -25,7 +25,6 @@ from alignment.frameworks import Dropout, get_trainer
 from alignment.training.fit import evaluate, fit
 from alignment.training.parity import Parity, compare_trained
 from alignment.training.recipe import Recipe
-from alignment.training.recipe_file import recipe_of, to_table
 from alignment.training.reviews import PARTS, ReviewTask, read_task
 from alignment.training.run_folder import BEST, RUN, Epoch, RunFolder
 from alignment.training.scores import Scores, spread
@@ -99,7 +98,7 @@ class TrainOptions:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has them."""
         shallow = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**shallow, "settings": dict(self.settings), "recipe": to_table(self.recipe)}
+        return {**shallow, "settings": dict(self.settings), "recipe": self.recipe.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainOptions:
@@ -109,7 +108,7 @@ class TrainOptions:
             AlignmentError: it is something else.
         """
         try:
-            return cls(**{**values, "recipe": recipe_of(values["recipe"], RUN)})
+            return cls(**{**values, "recipe": Recipe.from_dict(values["recipe"])})
         except (KeyError, TypeError) as error:
             raise AlignmentError(f"{RUN} is not as it was written ({error!r}); train anew in another folder") from None
 
@@ -376,7 +375,7 @@ class _Session:
         model = experiment.build(side)
         initial = next(iter(experiment.weights.values()))
         framework.load_state(model, initial if side == "reference" else experiment.candidate_state(initial))
-        masks: dict[str, Dropout] = {"seeded": seed, "own": "own", "off": None}
+        masks: dict[str, Dropout] = {"seeded": seed, "own": ("own", seed), "off": None}
         names = None
         if side == "candidate":
             assert experiment.layout is not None

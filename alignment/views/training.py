@@ -10,7 +10,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from alignment.training.recipe_file import to_table
 from alignment.training.reviews import PARTS
 from alignment.training.run_folder import Epoch
 from alignment.training.runs import SideRun, TrainReport
@@ -144,7 +143,7 @@ def to_dict(report: TrainReport) -> dict[str, Any]:
         "verdict": report.verdict,
         "twin": report.twin,
         "settings": dict(report.settings),
-        "options": {**options.to_dict(), "recipe": to_table(options.recipe)},
+        "options": options.to_dict(),
         "source": report.source,
         "rows": dict(report.rows),
         "length": report.length,

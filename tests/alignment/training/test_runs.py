@@ -18,6 +18,7 @@ from alignment.cli import run
 from alignment.errors import AlignmentError
 from alignment.training.fit import StoppedError
 from alignment.training.recipe import Optimizer, Recipe
+from alignment.training.recipe_file import read_recipe
 from alignment.training.run_folder import BEST, LAST, METRICS, STATE, Saved, SideFolder
 from alignment.training.runs import TrainOptions, resume, train
 from checkpoints import CheckpointError, read
@@ -286,6 +287,8 @@ def test_a_damaged_state_is_told(tmp_path) -> None:
         (["--data", "nowhere.json"], "nowhere.json does not exist"),
         (["--length", "9"], "length 9 is more than the 8 tokens"),
         (["--schedule", "cosine:5"], "--schedule takes KIND"),
+        (["--schedule", "cosine:T_min=5"], "no option 'T_min'"),
+        (["--momentum", "0.5"], "adam has no momentum"),
         (["--recipe", "nowhere.toml"], "nowhere.toml: can't read the recipe"),
         (["--resume", "x"], "leave out"),
         (["--reviews", "5"], "a split needs ten reviews"),
@@ -303,6 +306,35 @@ def test_what_can_not_be_trained_is_told_without_a_traceback(arguments, said, ca
 def test_a_twin_without_reviews_is_refused() -> None:
     with pytest.raises(AlignmentError, match="one label a row"):
         train("fast-transformer", SMALL.__class__())
+
+
+# ---------------------------------------------------------------------------------------------------------- the recipe
+
+
+def test_the_recipe_comes_from_a_file_and_what_is_typed_goes_before_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r.toml").write_text(
+        '[optimizer]\nkind = "adamw"\nlearning_rate = 0.01\nweight_decay = 0.1\n[clip]\nkind = "value"\nlimit = 1\n'
+        '[[groups]]\npattern = "*.bias"\nweight_decay = 0.0\n'
+    )
+    typed = ["--recipe", "r.toml", "--learning-rate", "0.02", "--schedule", "cosine", "--side", "reference", "-o", "run"]
+    assert run(["train", TWIN, *TYPED, *typed, "--quiet"]) == 0
+    assert json.loads(Path("run/run.json").read_text())["options"]["recipe"] == {
+        "optimizer": {"kind": "adamw", "learning_rate": 0.02, "weight_decay": 0.1},
+        "schedule": {"kind": "cosine", "T_max": 2, "by": "epoch"},
+        "clip": {"kind": "value", "limit": 1},
+        "groups": [{"pattern": "*.bias", "weight_decay": 0.0}],
+    }
+    lines = [json.loads(line) for line in Path(f"run/seed-0/reference/{METRICS}").read_text().splitlines()]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.02, 0.01])
+
+
+@pytest.mark.parametrize("text", ["optimizer = 3", "[optimiser]", "[optimizer]\nkind = 'lion'", "not toml"])
+def test_a_recipe_that_is_none_is_told_with_its_file(tmp_path, text) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(text)
+    with pytest.raises(AlignmentError, match=r"r\.toml: can't read the recipe: \w+"):
+        read_recipe(file)
 
 
 # --------------------------------------------------------------------------------------------------------------- parity
