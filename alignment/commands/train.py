@@ -265,7 +265,9 @@ def _schedule(text: str, epochs: int) -> Schedule:
     for part in rest.split(",") if rest else ():
         name, equals, value = (one.strip() for one in part.partition("="))
         if not equals:
-            raise AlignmentError(f"--schedule takes KIND or KIND:NAME=VALUE,…, not {text!r}; lists go into a --recipe file")
+            raise AlignmentError(
+                f"--schedule takes KIND or KIND:NAME=VALUE,…, not {text!r}; lists go into a --recipe file"
+            )
         options[name] = _number(value)
     if kind in LASTING and LASTING[kind] not in options:
         options = {LASTING[kind]: epochs, "by": "epoch", **options}
@@ -292,6 +294,7 @@ def _flag(name: str) -> str:
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Whether the process was asked to stop: Ctrl-C, or SIGTERM. A second Ctrl-C stops at once, where the program is."""
     asked: list[int] = []
+    before: dict[int, Any] = {}
 
     def note(number: int, _frame: Any) -> None:
         if asked:
@@ -299,9 +302,14 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
         asked.append(number)
         click.echo("stopping after this step; again: at once, without saving it", err=True)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    def stop() -> bool:
+        # Not before the first step: importing paddle sets a handler of its own.
+        for number in (signal.SIGINT, signal.SIGTERM) if not before else ():
+            before[number] = signal.signal(number, note)
+        return bool(asked)
+
     try:
-        yield lambda: bool(asked)
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alignment.errors import AlignmentError
 from alignment.training.feeding import Position
@@ -20,6 +22,7 @@ from alignment.training.reviews import Part, ReviewTask
 from alignment.training.run_folder import Epoch, Place, Saved, SideFolder
 from alignment.training.scores import Scores, score
 from alignment.training.trainer import Trainer
+from fake_data import Batch
 
 # Told what is done, (steps, of how many).
 Progress = Callable[[str, int, int], None]
@@ -34,6 +37,7 @@ def fit(
     task: ReviewTask,
     folder: SideFolder,
     *,
+    name: str,
     seed: int,
     batch_size: int,
     epochs: int,
@@ -48,13 +52,14 @@ def fit(
     It goes on from what the folder holds, if anything; the trainer has the initial weights before.
 
     Args:
+        name: of the model, for messages.
         seed: of the order of the rows.
         save_every: seconds between two saves within an epoch; at the end of each there is one, too.
         stop: asked before each step.
 
     Raises:
         StoppedError: `stop` said so.
-        AlignmentError: the loss is no longer finite.
+        AlignmentError: the model raises something, or the loss is no longer finite.
         CheckpointError: what was saved can't be read, or a save can't be written; the one before is still there.
     """
     saved = folder.load()
@@ -73,7 +78,8 @@ def fit(
             if stop is not None and stop():
                 _save(trainer, place, folder)
                 raise StoppedError(f"stopped in epoch {number}, after {place.position.step} of its {len(feed)} steps")
-            done = trainer.step(batch)
+            with telling(name, batch):
+                done = trainer.step(batch)
             rate, step = done.rates[0], place.position.step + 1
             if not math.isfinite(done.loss):
                 raise AlignmentError(
@@ -93,7 +99,7 @@ def fit(
             if step < len(feed) and time.monotonic() - kept >= save_every:
                 _save(trainer, place, folder)
                 kept = time.monotonic()
-        place = _end_epoch(trainer, task, place, folder, rate, batch_size, len(feed))
+        place = _end_epoch(trainer, task, place, folder, name, rate, batch_size, len(feed))
         place = replace(place, ended=_ended(place, epochs, patience))
         _save(trainer, place, folder)
         kept = time.monotonic()
@@ -102,17 +108,47 @@ def fit(
     return place
 
 
-def evaluate(trainer: Trainer, part: Part, batch_size: int) -> Scores:
-    """How a trainer's model does on some rows, in evaluation mode."""
-    logits = np.concatenate([trainer.predict(batch) for batch in part.feed(batch_size).epoch()])
-    return score(logits, part.labels)
+def predict(trainer: Trainer, part: Part, batch_size: int, name: str) -> NDArray:
+    """Logits [n, C] of some rows, in evaluation mode. name: of the model, for messages.
+
+    Raises:
+        AlignmentError: the model raises something.
+    """
+    logits = []
+    for batch in part.feed(batch_size).epoch():
+        with telling(name, batch):
+            logits.append(trainer.predict(batch))
+    return np.concatenate(logits)
+
+
+def evaluate(trainer: Trainer, part: Part, batch_size: int, name: str) -> Scores:
+    """How a trainer's model does on some rows; see `predict`."""
+    return score(predict(trainer, part, batch_size, name), part.labels)
+
+
+@contextmanager
+def telling(name: str, batch: Batch) -> Iterator[None]:
+    """Say of which model and batch it is what a user's model raises."""
+    try:
+        yield
+    except AlignmentError:
+        raise
+    except Exception as error:
+        raise AlignmentError(f"{name} fails on {batch.name}: {type(error).__name__}: {error}") from error
 
 
 def _end_epoch(
-    trainer: Trainer, task: ReviewTask, place: Place, folder: SideFolder, rate: float, batch_size: int, steps: int
+    trainer: Trainer,
+    task: ReviewTask,
+    place: Place,
+    folder: SideFolder,
+    name: str,
+    rate: float,
+    batch_size: int,
+    steps: int,
 ) -> Place:
-    train = evaluate(trainer, task.train.first(len(task.validation)), batch_size)
-    validation = evaluate(trainer, task.validation, batch_size)
+    train = evaluate(trainer, task.train.first(len(task.validation)), batch_size, name)
+    validation = evaluate(trainer, task.validation, batch_size, name)
     best = place.best is None or validation.confusion.macro_f1 > place.best.validation.confusion.macro_f1
     number = place.position.epoch + 1
     if best:

@@ -18,6 +18,7 @@ from alignment.check import run_check
 from alignment.experiment import Experiment, Options
 from alignment.inputs import GIVEN_BATCHES
 from alignment.report import Report
+from alignment.training.fit import predict
 from alignment.training.reviews import ReviewTask
 from alignment.training.scores import COMPARED, Scores, score
 from alignment.training.trainer import Trainer
@@ -79,10 +80,7 @@ def compare_trained(
         AlignmentError: one of the sides fails.
     """
     part = task.validation
-    one, two = (
-        np.concatenate([trainers[side].predict(batch) for batch in part.feed(batch_size).epoch()])
-        for side in ("reference", "candidate")
-    )
+    one, two = (predict(trainers[side], part, batch_size, f"the {side}") for side in ("reference", "candidate"))
     differing = np.flatnonzero(one.argmax(axis=1) != two.argmax(axis=1))
     others = np.setdiff1d(np.arange(len(part)), differing)
     checked = np.concatenate([differing, others])[: GIVEN_BATCHES * batch_size]

@@ -1,21 +1,21 @@
 """A recipe from a TOML file.
 
-    [optimizer]
-    kind = "adamw"
-    learning_rate = 1e-3
-    weight_decay = 0.01
+[optimizer]
+kind = "adamw"
+learning_rate = 1e-3
+weight_decay = 0.01
 
-    [schedule]
-    kind = "cosine"
-    T_max = 1000
+[schedule]
+kind = "cosine"
+T_max = 1000
 
-    [clip]
-    kind = "global norm"
-    limit = 1.0
+[clip]
+kind = "global norm"
+limit = 1.0
 
-    [[groups]]
-    pattern = "*.bias"
-    weight_decay = 0.0
+[[groups]]
+pattern = "*.bias"
+weight_decay = 0.0
 """
 
 from __future__ import annotations

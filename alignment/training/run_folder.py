@@ -259,8 +259,8 @@ class RunFolder:
         """
         there, here = _flat(self.about()), _flat(json.loads(json.dumps(about)))
         differing = [key for key in dict.fromkeys((*there, *here)) if there.get(key) != here.get(key)]
-        # What was computed with is told, not refused: a run may be taken to another machine.
-        differing = [key for key in differing if not key.startswith("versions.")]
+        # A run may be taken to another machine, and its reviews with it: versions are told, and the reviews' hash counts.
+        differing = [key for key in differing if not key.startswith("versions.") and key != "reviews.source"]
         if differing:
             lines = [f"  {key}: {_told(there, key)} there, {_told(here, key)} asked for" for key in differing]
             raise AlignmentError(

@@ -392,6 +392,8 @@ class _Session:
     def _train(self, trainer: Trainer, experiment: Experiment, side: str, seed: int) -> SideRun:
         options, folder = self.options, self.folder.side(seed, side)
         start = time.perf_counter()
+        _, name = experiment.side(side)
+        called = f"the {side} ({name})"
         steps: list[int] = []
 
         def tell(what: str, done: int, total: int) -> None:
@@ -402,6 +404,7 @@ class _Session:
             trainer,
             self.task,
             folder,
+            name=called,
             seed=seed,
             batch_size=options.batch_size,
             epochs=options.epochs,
@@ -414,10 +417,11 @@ class _Session:
         tokens = len(steps) * options.batch_size * self.task.length / (time.perf_counter() - start) if steps else None
         self._tell(f"seed {seed}, {side}: the best weights on all rows")
         trainer.load_weights(read(folder.path / BEST))
-        train, validation, test = (evaluate(trainer, self.task.part(name), options.batch_size) for name in PARTS)
+        train, validation, test = (
+            evaluate(trainer, self.task.part(part), options.batch_size, called) for part in PARTS
+        )
         best = place.best
         assert best is not None
-        _, name = experiment.side(side)
         return SideRun(seed, side, name, place.history, place.ended, best.number, train, validation, test, tokens)
 
     def _tell(self, what: str, done: int = 0, total: int = 0) -> None:

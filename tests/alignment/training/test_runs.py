@@ -17,7 +17,7 @@ import pytest
 from alignment.cli import run
 from alignment.errors import AlignmentError
 from alignment.training.fit import StoppedError
-from alignment.training.recipe import Optimizer, Recipe
+from alignment.training.recipe import Clip, Group, Optimizer, Recipe, Schedule
 from alignment.training.recipe_file import read_recipe
 from alignment.training.run_folder import BEST, LAST, METRICS, STATE, Saved, SideFolder
 from alignment.training.runs import TrainOptions, resume, train
@@ -123,17 +123,29 @@ def test_it_learns(tmp_path) -> None:
 # ------------------------------------------------------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize("dropout", ["seeded", "own"])
-def test_stopped_anywhere_it_ends_as_if_it_had_not(tmp_path, dropout) -> None:
-    options = TrainOptions(**{**SMALL.__dict__, "dropout": dropout})
+RECIPES = {
+    "adam": Recipe(),
+    "momentum": Recipe(Optimizer("sgd", 0.1, momentum=0.9, nesterov=True), Schedule("onecycle", {"total_steps": 16})),
+    "adamw": Recipe(Optimizer("adamw", amsgrad=True), Schedule("cosine", {"T_max": 2}, by="epoch"), Clip("norm", 0.1)),
+    "plateau": Recipe(schedule=Schedule("plateau", {"patience": 0, "threshold": 0.5}), groups=(Group("*.bias", 2.0),)),
+}
+
+
+@pytest.mark.parametrize(("recipe", "dropout"), [*((name, "seeded") for name in RECIPES), ("adam", "own")])
+def test_stopped_anywhere_it_ends_as_if_it_had_not(tmp_path, recipe, dropout) -> None:
+    options = TrainOptions(
+        **{**SMALL.__dict__, "dropout": dropout, "recipe": RECIPES[recipe], "epochs": 3, "reviews": 40}
+    )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(TWIN, options, whole)
-    with pytest.raises(StoppedError, match="epoch 1, after 3 of its 8 steps"):
+    with pytest.raises(StoppedError, match="epoch 1, after 3 of its 4 steps"):
         train(TWIN, options, cut, stop=asked_after(3))
-    with pytest.raises(StoppedError, match="epoch 2, after 5 of its 8 steps"):
-        resume(cut, stop=asked_after(10))
-    with pytest.raises(StoppedError, match="epoch 1, after 0"):  # the other side's first step
-        resume(cut, stop=asked_after(3))
+    with pytest.raises(StoppedError, match="epoch 3, after 1 of its 4 steps"):
+        resume(cut, stop=asked_after(6))
+    with pytest.raises(StoppedError, match="epoch 1, after 2 of its 4 steps"):  # of the other side
+        resume(cut, stop=asked_after(5))
+    with pytest.raises(StoppedError, match="epoch 3, after 0 of its 4 steps"):
+        resume(cut, stop=asked_after(6))
     assert resume(cut, save_every=0).verdict == "aligned"
     for side in SIDES:
         assert contents(cut, side) == contents(whole, side)
@@ -229,7 +241,7 @@ def test_another_configuration_is_refused_with_what_differs(whole) -> None:
 def test_other_reviews_than_it_was_trained_on_are_refused(tmp_path) -> None:
     from fake_data.amazon import write_synthetic
 
-    options = TrainOptions(**{**SMALL.__dict__, "data": str(tmp_path / "a.json"), "side": "reference"})
+    options = TrainOptions(**{**SMALL.__dict__, "data": str(tmp_path / "a.json"), "side": "reference", "reviews": None})
     write_synthetic(tmp_path / "a.json", 80, seed=1)
     train(TWIN, options, tmp_path / "run")
     (tmp_path / "a.json").rename(tmp_path / "b.json")
@@ -317,7 +329,18 @@ def test_the_recipe_comes_from_a_file_and_what_is_typed_goes_before_it(tmp_path,
         '[optimizer]\nkind = "adamw"\nlearning_rate = 0.01\nweight_decay = 0.1\n[clip]\nkind = "value"\nlimit = 1\n'
         '[[groups]]\npattern = "*.bias"\nweight_decay = 0.0\n'
     )
-    typed = ["--recipe", "r.toml", "--learning-rate", "0.02", "--schedule", "cosine", "--side", "reference", "-o", "run"]
+    typed = [
+        "--recipe",
+        "r.toml",
+        "--learning-rate",
+        "0.02",
+        "--schedule",
+        "cosine",
+        "--side",
+        "reference",
+        "-o",
+        "run",
+    ]
     assert run(["train", TWIN, *TYPED, *typed, "--quiet"]) == 0
     assert json.loads(Path("run/run.json").read_text())["options"]["recipe"] == {
         "optimizer": {"kind": "adamw", "learning_rate": 0.02, "weight_decay": 0.1},
@@ -345,7 +368,7 @@ def test_a_wrong_port_diverges_though_it_trains(tmp_path, monkeypatch, capfd) ->
         "from dataclasses import replace\n"
         "from alignment.twins import TWINS\n"
         f"right = TWINS[{TWIN!r}]\n"
-        "twin = replace(right, candidate=replace(right.candidate, settings={'layer_norm_eps': 0.1}))\n"
+        "twin = replace(right, candidate=replace(right.candidate, settings={'layer_norm_eps': 1e-3}))\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -356,6 +379,21 @@ def test_a_wrong_port_diverges_though_it_trains(tmp_path, monkeypatch, capfd) ->
     held = json.loads(Path("run/result.json").read_text())
     assert held["verdict"] == "diverged"
     assert held["parity"][0]["check"]["verdict"] == "diverged"
+
+
+def test_a_model_that_raises_in_training_is_told_with_its_side(tmp_path, monkeypatch, capfd) -> None:
+    (tmp_path / "raising_port.py").write_text(
+        "from dataclasses import replace\n"
+        "from alignment.twins import TWINS\n"
+        f"right = TWINS[{TWIN!r}]\n"
+        "twin = replace(right, candidate=replace(right.candidate, settings={'layer_norm_eps': 0.1}))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run(["train", "raising_port:twin", *TYPED]) == 2
+    err = " ".join(capfd.readouterr().err.split())
+    assert "the candidate (fastformer_paddle:FastformerClassifier) fails on epoch 0 batch 0: ValueError" in err
+    assert "Traceback" not in err
 
 
 def test_a_twin_with_a_mask_and_padding_at_the_end_is_trained() -> None:
