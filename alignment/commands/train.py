@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from alignment.commands._options import EXIT_STATUS, _Console
 from alignment.errors import AlignmentError
 from alignment.frameworks import reserve_threads
 from alignment.training.fit import StoppedError
-from alignment.training.recipe import Clip, Recipe, Schedule
+from alignment.training.recipe import CLIPS, KINDS, SCHEDULES, Recipe
 from alignment.training.recipe_file import read_recipe
 from alignment.training.run_folder import PARITY, REPORT, RESULT, RunFolder
 from alignment.training.runs import SAVE_EVERY, TrainOptions, TrainReport, resume, train
@@ -111,18 +110,16 @@ OF_A_SESSION = {"resumed", "data", "save_every", "threads", "quiet", "verbose"}
     metavar="FILE",
     help="Optimizer, schedule, clipping and groups as TOML; the options below go before it.",
 )
-@click.option("--optimizer", type=click.Choice(["sgd", "adam", "adamw"]), help="[default: adam]")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: 0.001]")
+@click.option("--optimizer", type=click.Choice(KINDS), help="[default: adam]")
+@click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), help="[default: 0.001]")
 @click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="Of sgd  [default: 0]")
 @click.option("--weight-decay", type=click.FloatRange(0), help="[default: 0]")
 @click.option(
     "--schedule",
     metavar="KIND[:NAME=VALUE,…]",
-    help="Of the learning rate: constant, step, multistep, cosine, warmup, plateau, onecycle  [default: constant]",
+    help=f"Of the learning rate, options by torch's names: {', '.join(SCHEDULES)}  [default: constant]",
 )
-@click.option(
-    "--clip-norm", type=click.FloatRange(0, min_open=True), help="Clip the global norm of the gradients to this."
-)
+@click.option("--clip", metavar="KIND:LIMIT", help=f"Clip gradients: {', '.join(CLIPS)}, such as 'global norm:1'.")
 @click.option(
     "--dropout",
     type=click.Choice(["seeded", "own", "off"]),
@@ -242,24 +239,25 @@ def _options(
     momentum: float | None,
     weight_decay: float | None,
     schedule: str | None,
-    clip_norm: float | None,
+    clip: str | None,
     **given: Any,
 ) -> TrainOptions:
     mentioned = {assignment.partition("=")[0].strip() for assignment in assignments}
     settings = {key: value for key, value in parse_settings(get_twin(twin), assignments).items() if key in mentioned}
-    recipe = Recipe() if recipe_file is None else read_recipe(recipe_file)
+    table = {} if recipe_file is None else read_recipe(recipe_file).to_dict()
     told = {"kind": optimizer, "learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
     changed = {name: value for name, value in told.items() if value is not None}
-    recipe = Recipe.from_dict({**recipe.to_dict(), "optimizer": {**recipe.to_dict()["optimizer"], **changed}})
+    table = {**table, "optimizer": {**table.get("optimizer", {}), **changed}}
     if schedule is not None:
-        recipe = replace(recipe, schedule=_schedule(schedule, given["epochs"]))
-    if clip_norm is not None:
-        recipe = replace(recipe, clip=Clip("global norm", clip_norm))
-    return TrainOptions(settings=settings, recipe=recipe, **given)
+        table["schedule"] = _schedule(schedule, given["epochs"])
+    if clip is not None:
+        kind, _, limit = clip.rpartition(":")
+        table["clip"] = {"kind": kind.strip(), "limit": _number(limit)}
+    return TrainOptions(settings=settings, recipe=Recipe.from_dict(table), **given)
 
 
-def _schedule(text: str, epochs: int) -> Schedule:
-    """``"cosine:T_max=900"`` as a schedule; how long it lasts is, where that is not said, the epochs there are."""
+def _schedule(text: str, epochs: int) -> dict[str, Any]:
+    """``"cosine:T_max=900"`` as a table; how long it lasts is, where that is not said, the epochs there are."""
     kind, _, rest = text.partition(":")
     kind, options = kind.strip(), {}
     for part in rest.split(",") if rest else ():
@@ -271,7 +269,7 @@ def _schedule(text: str, epochs: int) -> Schedule:
         options[name] = _number(value)
     if kind in LASTING and LASTING[kind] not in options:
         options = {LASTING[kind]: epochs, "by": "epoch", **options}
-    return Recipe.from_dict({"schedule": {"kind": kind, **options}}).schedule
+    return {"kind": kind, **options}
 
 
 def _number(text: str) -> int | float | str:

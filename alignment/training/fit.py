@@ -83,8 +83,8 @@ def fit(
             rate, step = done.rates[0], place.position.step + 1
             if not math.isfinite(done.loss):
                 raise AlignmentError(
-                    f"the loss is {done.loss} in epoch {number}, step {step} of {len(feed)}: lower --learning-rate, or clip "
-                    "gradients (--clip-norm 1)"
+                    f"the loss is {done.loss} in epoch {number}, step {step} of {len(feed)}: "
+                    "lower the learning rate (--lr), or clip gradients (--clip 'global norm:1')"
                 )
             rows = len(batch.targets) if batch.targets is not None else 0
             place = replace(

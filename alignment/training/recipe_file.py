@@ -20,16 +20,11 @@ weight_decay = 0.0
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from alignment.errors import AlignmentError
 from alignment.training.recipe import Recipe
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from checkpoints.tables import read_toml
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -39,6 +34,6 @@ def read_recipe(path: Path) -> Recipe:
         AlignmentError: it can't be read, has an unknown key, or a value that is not right; the message names the file.
     """
     try:
-        return Recipe.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, AlignmentError) as error:
+        return Recipe.from_dict(read_toml(path))
+    except (OSError, ValueError, AlignmentError) as error:
         raise AlignmentError(f"{path}: can't read the recipe: {error}") from error

@@ -300,12 +300,13 @@ def test_a_damaged_state_is_told(tmp_path) -> None:
         (["--length", "9"], "length 9 is more than the 8 tokens"),
         (["--schedule", "cosine:5"], "--schedule takes KIND"),
         (["--schedule", "cosine:T_min=5"], "no option 'T_min'"),
+        (["--clip", "0.5"], "clipping is ''; there are value"),
         (["--momentum", "0.5"], "adam has no momentum"),
         (["--recipe", "nowhere.toml"], "nowhere.toml: can't read the recipe"),
         (["--resume", "x"], "leave out"),
         (["--reviews", "5"], "a split needs ten reviews"),
         (["--set", "num_classes=3"], "num_classes=3 is too small"),
-        (["--optimizer", "sgd", "--learning-rate", "1e30"], "lower --learning-rate"),
+        (["--optimizer", "sgd", "--lr", "1e30"], "lower the learning rate (--lr)"),
     ],
 )
 def test_what_can_not_be_trained_is_told_without_a_traceback(arguments, said, capfd) -> None:
@@ -332,7 +333,7 @@ def test_the_recipe_comes_from_a_file_and_what_is_typed_goes_before_it(tmp_path,
     typed = [
         "--recipe",
         "r.toml",
-        "--learning-rate",
+        "--lr",
         "0.02",
         "--schedule",
         "cosine",
