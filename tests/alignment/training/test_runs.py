@@ -90,13 +90,17 @@ def test_both_sides_start_alike_and_the_folder_holds_what_it_says(whole) -> None
 
 
 def test_the_best_weights_are_those_of_the_epoch_with_the_best_macro_f(tmp_path) -> None:
-    folder = tmp_path / "run"
-    report = train(TWIN, TrainOptions(**{**SMALL.__dict__, "side": "reference", "epochs": 4, "patience": 4}), folder)
+    # A rate so high that no later epoch is better than the first.
+    options = TrainOptions(**{**SMALL.__dict__, "side": "reference", "recipe": Recipe(Optimizer(learning_rate=0.03))})
+    report = train(TWIN, TrainOptions(**{**options.__dict__, "epochs": 3}), tmp_path / "three")
     (one,) = report.runs
     scores = [epoch.validation.confusion.macro_f1 for epoch in one.history]
-    assert one.best == 1 + scores.index(max(scores))
+    assert one.best == 1 + scores.index(max(scores)) == 1
     assert one.validation.confusion.macro_f1 == max(scores)
     assert report.verdict is None
+    train(TWIN, TrainOptions(**{**options.__dict__, "epochs": 1}), tmp_path / "one")
+    three, first = (contents(tmp_path / name, "reference") for name in ("three", "one"))
+    assert three[BEST] == first[BEST] == first[LAST] != three[LAST]
 
 
 def test_training_stops_early_where_macro_f_does_not_rise(tmp_path) -> None:
