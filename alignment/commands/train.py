@@ -31,7 +31,7 @@ DEFAULTS = TrainOptions()
 # Schedules that need to know how long training lasts -> the option that says it.
 LASTING = {"cosine": "T_max", "onecycle": "total_steps"}
 # Options that go with --resume: the others are the run's own.
-OF_A_SESSION = {"resumed", "data", "save_every", "threads", "quiet", "verbose"}
+OF_A_SESSION = {"resumed", "data", "save_every", "quiet", "verbose"}
 
 
 @click.command("train", epilog="Exit status: 0 aligned (or one side trained), 1 diverged, 2 could not decide or run.")

@@ -9,6 +9,7 @@ A run keeps itself in a folder (`alignment.training.run_folder`) and goes on fro
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -234,11 +235,12 @@ def resume(
     """
     kept = RunFolder(Path(folder))
     about = kept.about()
-    options = TrainOptions.from_dict(about["options"])
-    moved = replace(options, data=data) if data is not None else options
-    session = _Session(about["twin"], moved, kept, save_every, progress, on_epoch, stop)
+    options = replace(TrainOptions.from_dict(about["options"]), threads=about["threads"])
+    if data is not None:
+        options = replace(options, data=data)
+    session = _Session(about["twin"], options, kept, save_every, progress, on_epoch, stop)
     now = session.about()
-    kept.refuse_other({**now, "options": {**now["options"], "data": options.data}})
+    kept.refuse_other({**now, "options": about["options"]})
     then, versions = about["versions"], now["versions"]
     if then != versions:
         changed = [
@@ -250,6 +252,11 @@ def resume(
             f"begun with other versions, so the end may not be the same to the last bit: {', '.join(changed)}"
         )
     return session.run()
+
+
+def _file_hash(path: str) -> str | None:
+    """SHA-256 of the file that training starts from; None where it is no file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else None
 
 
 @contextmanager
@@ -328,6 +335,7 @@ class _Session:
             "options": self.options.to_dict(),
             "settings": dict(self.task.settings),
             "threads": self.experiment.threads,
+            "weights": _file_hash(self.options.weights),
             "reviews": {
                 "source": self.task.source,
                 "hash": self.task.hash,

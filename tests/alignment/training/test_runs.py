@@ -255,6 +255,20 @@ def test_other_reviews_than_it_was_trained_on_are_refused(tmp_path) -> None:
         resume(tmp_path / "run", data=str(tmp_path / "b.json"))
 
 
+def test_training_starts_from_a_checkpoint_and_knows_it_again(tmp_path, whole) -> None:
+    start = tmp_path / "start.safetensors"
+    start.write_bytes((whole / "seed-0" / "reference" / BEST).read_bytes())
+    options = TrainOptions(**{**SMALL.__dict__, "weights": str(start), "epochs": 1})
+    report = train(TWIN, options, tmp_path / "run")
+    first = {one.side: one.history[0].loss for one in report.runs}
+    initial = json.loads(contents(whole, "reference")[METRICS].splitlines()[0])["loss"]
+    assert first["reference"] == pytest.approx(first["candidate"], rel=1e-5)
+    assert first["reference"] < initial
+    start.write_bytes((whole / "seed-0" / "reference" / LAST).read_bytes()[:-4] + bytes(4))
+    with pytest.raises(AlignmentError, match="weights: "):
+        resume(tmp_path / "run")
+
+
 def test_a_folder_of_other_files_or_none_is_refused(tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(AlignmentError, match="is not empty and holds no run"):
