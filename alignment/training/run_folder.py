@@ -159,7 +159,7 @@ class SideFolder:
             CheckpointError, AlignmentError: the file is damaged, or of another version.
         """
         path = self.path / STATE
-        for aside in self.path.glob(".*.part"):  # what a killed process was writing
+        for aside in filter(_unfinished, self.path.iterdir()):
             with suppress(OSError):
                 aside.unlink()
         if not path.exists():
@@ -208,7 +208,7 @@ class RunFolder:
             raise CheckpointError(f"{path}: can't make the folder: {error.strerror or error}") from error
         return SideFolder(path)
 
-    def begin(self, about: Mapping[str, Any], words: tuple[str, ...]) -> None:
+    def begin(self, about: Mapping[str, Any]) -> None:
         """Write down what is trained, before the first step.
 
         Raises:
@@ -223,13 +223,17 @@ class RunFolder:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if any(self.path.iterdir()):
+            if not all(_unfinished(path) for path in self.path.iterdir()):
                 raise AlignmentError(f"{self.path} is not empty and holds no run; name a new folder")
         except OSError as error:
             raise CheckpointError(f"{self.path}: can't make the folder: {error.strerror or error}") from error
-        with write_aside(self.path / VOCABULARY) as file:
-            file.write("".join(f"{word}\n" for word in words).encode())
         self.write_json(RUN, {"schema": SCHEMA, "version": VERSION, **about})
+
+    def keep_words(self, words: tuple[str, ...]) -> None:
+        """Write down the word of each id, where that is not done."""
+        if not (self.path / VOCABULARY).exists():
+            with write_aside(self.path / VOCABULARY) as file:
+                file.write("".join(f"{word}\n" for word in words).encode())
 
     def about(self) -> dict[str, Any]:
         """What `begin` wrote.
@@ -273,6 +277,11 @@ class RunFolder:
         """One file of plain values."""
         with write_aside(self.path / name) as file:
             file.write((json.dumps(values, indent=1) + "\n").encode())
+
+
+def _unfinished(path: Path) -> bool:
+    """Is it what a process that was killed was writing?"""
+    return path.name.startswith(".") and path.suffix == ".part"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -212,7 +212,7 @@ def train(
     options = options or TrainOptions()
     with _kept(folder) as path:
         session = _Session(twin, options, RunFolder(path), save_every, progress, on_epoch, stop)
-        session.folder.begin(session.about(), session.task.words)
+        session.folder.begin(session.about())
         return session.run()
 
 
@@ -349,6 +349,7 @@ class _Session:
     def run(self) -> TrainReport:
         """Train what is left, evaluate, compare."""
         options = self.options
+        self.folder.keep_words(self.task.words)
         runs: list[SideRun] = []
         parities: list[Parity] = []
         for seed in range(options.seed, options.seed + options.seeds):

@@ -169,7 +169,9 @@ def test_a_process_that_dies_between_two_files_loses_nothing(tmp_path, whole, mo
         train(TWIN, SMALL, folder)
     monkeypatch.undo()
     (folder / "seed-0" / "reference" / f".{STATE}.abc.part").write_bytes(b"half")
+    (folder / "vocabulary.txt").unlink()
     resume(folder)
+    assert (folder / "vocabulary.txt").read_bytes() == (whole / "vocabulary.txt").read_bytes()
     for side in SIDES:
         assert contents(folder, side) == contents(whole, side)
 
@@ -267,6 +269,12 @@ def test_training_starts_from_a_checkpoint_and_knows_it_again(tmp_path, whole) -
     start.write_bytes((whole / "seed-0" / "reference" / LAST).read_bytes()[:-4] + bytes(4))
     with pytest.raises(AlignmentError, match="weights: "):
         resume(tmp_path / "run")
+
+
+def test_a_run_that_died_before_it_began_is_begun_again(tmp_path) -> None:
+    (tmp_path / ".run.json.abc.part").write_bytes(b"{")
+    options = TrainOptions(**{**SMALL.__dict__, "side": "reference", "epochs": 1})
+    assert len(train(TWIN, options, tmp_path).runs) == 1
 
 
 def test_a_folder_of_other_files_or_none_is_refused(tmp_path) -> None:
