@@ -16,9 +16,10 @@ it, which are the same steps again.
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,20 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"{self.path}: can't make the folder: {error.strerror or error}") from error
         self.write_json(RUN, {"schema": SCHEMA, "version": VERSION, **about})
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For this process alone; the system gives it free when the process ends, however it ends.
+
+        Raises:
+            AlignmentError: another process trains in it.
+        """
+        with (self.path / RUN).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AlignmentError(f"another process trains in {self.path}; wait for it, or stop it first") from None
+            yield
 
     def keep_words(self, words: tuple[str, ...]) -> None:
         """Write down the word of each id, where that is not done."""

@@ -213,7 +213,8 @@ def train(
     with _kept(folder) as path:
         session = _Session(twin, options, RunFolder(path), save_every, progress, on_epoch, stop)
         session.folder.begin(session.about())
-        return session.run()
+        with session.folder.held():
+            return session.run()
 
 
 def resume(
@@ -251,7 +252,8 @@ def resume(
         session.notes.append(
             f"begun with other versions, so the end may not be the same to the last bit: {', '.join(changed)}"
         )
-    return session.run()
+    with kept.held():
+        return session.run()
 
 
 def _file_hash(path: str) -> str | None:

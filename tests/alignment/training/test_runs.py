@@ -19,7 +19,7 @@ from alignment.errors import AlignmentError
 from alignment.training.fit import StoppedError
 from alignment.training.recipe import Clip, Group, Optimizer, Recipe, Schedule
 from alignment.training.recipe_file import read_recipe
-from alignment.training.run_folder import BEST, LAST, METRICS, STATE, Saved, SideFolder
+from alignment.training.run_folder import BEST, LAST, METRICS, STATE, RunFolder, Saved, SideFolder
 from alignment.training.runs import TrainOptions, resume, train
 from checkpoints import CheckpointError, read
 
@@ -269,6 +269,11 @@ def test_training_starts_from_a_checkpoint_and_knows_it_again(tmp_path, whole) -
     start.write_bytes((whole / "seed-0" / "reference" / LAST).read_bytes()[:-4] + bytes(4))
     with pytest.raises(AlignmentError, match="weights: "):
         resume(tmp_path / "run")
+
+
+def test_two_processes_do_not_train_in_one_folder(whole) -> None:
+    with RunFolder(whole).held(), pytest.raises(AlignmentError, match="another process trains in"):
+        resume(whole)
 
 
 def test_a_run_that_died_before_it_began_is_begun_again(tmp_path) -> None:
