@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from click.core import ParameterSource
 
 from alignment.check import merge_reports
 from alignment.commands._options import EXIT_STATUS, _Console
+from alignment.commands.trajectory import make_recipe
 from alignment.errors import AlignmentError
 from alignment.frameworks import reserve_threads
 from alignment.training.fit import StoppedError
-from alignment.training.recipe import CLIPS, KINDS, SCHEDULES, Recipe
-from alignment.training.recipe_file import read_recipe
+from alignment.training.recipe import CLIPS, KINDS, SCHEDULES
 from alignment.training.run_folder import PARITY, REPORT, RESULT, RunFolder
 from alignment.training.runs import SAVE_EVERY, TrainOptions, TrainReport, resume, train
 from alignment.twins import DEFAULT_TWIN, get_twin, parse_settings
@@ -244,39 +244,25 @@ def _options(
 ) -> TrainOptions:
     mentioned = {assignment.partition("=")[0].strip() for assignment in assignments}
     settings = {key: value for key, value in parse_settings(get_twin(twin), assignments).items() if key in mentioned}
-    table = {} if recipe_file is None else read_recipe(recipe_file).to_dict()
-    told = {"kind": optimizer, "learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
-    changed = {name: value for name, value in told.items() if value is not None}
-    table = {**table, "optimizer": {**table.get("optimizer", {}), **changed}}
-    if schedule is not None:
-        table["schedule"] = _schedule(schedule, given["epochs"])
-    if clip is not None:
-        kind, _, limit = clip.rpartition(":")
-        table["clip"] = {"kind": kind.strip(), "limit": _number(limit)}
-    return TrainOptions(settings=settings, recipe=Recipe.from_dict(table), **given)
+    recipe = make_recipe(
+        recipe_file,
+        schedule=None if schedule is None else _lasting(schedule, given["epochs"]),
+        clip=clip,
+        kind=optimizer,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+    return TrainOptions(settings=settings, recipe=recipe, **given)
 
 
-def _schedule(text: str, epochs: int) -> dict[str, Any]:
-    """``"cosine:T_max=900"`` as a table; how long it lasts is, where that is not said, the epochs there are."""
-    kind, _, rest = text.partition(":")
-    kind, options = kind.strip(), {}
-    for part in rest.split(",") if rest else ():
-        name, equals, value = (one.strip() for one in part.partition("="))
-        if not equals:
-            raise AlignmentError(
-                f"--schedule takes KIND or KIND:NAME=VALUE,…, not {text!r}; lists go into a --recipe file"
-            )
-        options[name] = _number(value)
-    if kind in LASTING and LASTING[kind] not in options:
-        options = {LASTING[kind]: epochs, "by": "epoch", **options}
-    return {"kind": kind, **options}
-
-
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
+def _lasting(schedule: str, epochs: int) -> str:
+    """A schedule that needs to know how long it lasts, told the epochs there are where it is told nothing."""
+    kind, _, options = schedule.partition(":")
+    name = LASTING.get(kind.strip())
+    if name is None or name in options:
+        return schedule
+    return f"{kind}:{options}{',' if options else ''}{name}={epochs},by=epoch"
 
 
 def _tell(epochs: int, seed: int, side: str, epoch: Any) -> None:

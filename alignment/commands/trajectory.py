@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,10 @@ from alignment.errors import AlignmentError
 from alignment.frameworks import reserve_threads
 from alignment.training.faults import TRAINING_FAULTS
 from alignment.training.recipe import CLIPS, KINDS, SCHEDULES, Recipe
+from alignment.training.recipe_file import read_recipe
 from alignment.trajectory import Training, trajectory
 from alignment.twins import DEFAULT_TWIN, get_twin
 from alignment.views.progress import progress
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _OWN = "package.module:function"
 
@@ -181,7 +176,7 @@ def make_recipe(path: Path | None, *, schedule: str | None, clip: str | None, ki
     Raises:
         AlignmentError: the file can't be read, or a value is not right.
     """
-    data = {} if path is None else _read(path)
+    data = {} if path is None else read_recipe(path).to_dict()
     names = {"lr": "learning_rate"}
     said = {names.get(name, name): value for name, value in given.items() if value is not None and value is not False}
     optimizer = {**data.get("optimizer", {}), **({} if kind is None else {"kind": kind}), **said}
@@ -195,13 +190,6 @@ def make_recipe(path: Path | None, *, schedule: str | None, clip: str | None, ki
         except ValueError:
             raise AlignmentError(f"--clip takes KIND:LIMIT, such as 'global norm:1', not {clip!r}") from None
     return Recipe.from_dict(data)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise AlignmentError(f"{path}: can't read the recipe: {error}") from error
 
 
 def _schedule(text: str) -> dict[str, Any]:
