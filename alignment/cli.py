@@ -27,6 +27,7 @@ COMMANDS = {
     "baseline": "baseline",
     "map": "map",
     "sweep": "sweep",
+    "train": "train",
     "convert": "convert",
     "diff": "diff",
     "fake-data": "fake_data",

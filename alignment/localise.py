@@ -403,12 +403,14 @@ def _by_itself(tensors: Iterable[TensorResult]) -> Iterable[TensorResult]:
     """Mark what depends on nothing else a stage looks at: structure, weights, and steps given what they start from."""
     tensors = list(tensors)
     gradients = {t.name for t in tensors if t.record == "gradient" and t.verdict == "diverged"}
-    # A piece that is run by itself gets no gradient where the reference cuts: the cut nearest to the loss is seen here.
-    cut = next((t.name for t in tensors if t.record == "gradient" and t.reason.startswith(CUT)), None)
+    # A piece that is run by itself gets no gradient where the reference cuts: the cut nearest to the loss is seen here, in all
+    # parameters of the module before it.
+    cuts = [t.name for t in tensors if t.record == "gradient" and t.reason.startswith(CUT)]
+    cut = {name for name in cuts if name.rpartition(".")[0] == cuts[0].rpartition(".")[0]}
     for tensor in tensors:
         alone = tensor.record in ("module", "parameter", "buffer", "initializer")
         alone = alone or (tensor.record == "update" and tensor.name not in gradients)
-        alone = alone or (tensor.record == "gradient" and tensor.name == cut)
+        alone = alone or (tensor.record == "gradient" and tensor.name in cut)
         yield replace(tensor, root=True) if alone and tensor.verdict == "diverged" else tensor
 
 

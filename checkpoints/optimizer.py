@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,15 @@ def _counts(updates: Mapping[str, int], layout: Layout) -> dict[str, int]:
     return {name: counts.pop() for name, counts in found.items()}
 
 
+@contextmanager
+def _damage(path: str | Path) -> Iterator[None]:
+    """What the reader's own checks let through is still no traceback."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: not the state of an optimizer: {str(error)[:200]}") from error
+
+
 # ---- torch ---------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +142,11 @@ def read_torch_optimizer(path: str | Path, parameters: Sequence[str]) -> Optimiz
     Raises:
         CheckpointError: no such file, or none that tells which parameter is which.
     """
+    with _damage(path):
+        return _read_torch(path, parameters)
+
+
+def _read_torch(path: str | Path, parameters: Sequence[str]) -> OptimizerState:
     content = _entry(path)
     groups = content["param_groups"]
     if not isinstance(groups, list) or not groups or not all(isinstance(group, dict) for group in groups):
@@ -254,6 +269,11 @@ def read_paddle_optimizer(
         CheckpointError: no such file, of other parameters, of half-precision training with master weights, or the powers of
             the betas are none of these betas.
     """
+    with _damage(path):
+        return _read_paddle(path, names, betas)
+
+
+def _read_paddle(path: str | Path, names: Mapping[str, str], betas: tuple[float, float]) -> OptimizerState:
     content = read_tree(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not the state of an optimizer")

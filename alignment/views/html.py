@@ -33,22 +33,37 @@ _ESCAPED = {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2
 
 def to_html(report: Report) -> bytes:
     """The page, UTF-8. No name or text of the report can become markup or script in it."""
-    library, script = (_text(name).strip() for name in ("echarts.min.js", "report.js"))
-    page = _template().render(
+    return render(
+        "report.html",
+        "report.js",
+        _data(report),
         report=report,
         verdicts=MARKS,
         counts={verdict: sum(twin.verdict == verdict for twin in report.twins) for verdict in reversed(SEVERITY)},
-        data=_script_data(_data(report)),
+    )
+
+
+def render(template: str, script: str, data: Any, **values: Any) -> bytes:
+    """A page, UTF-8, with all that it needs in it.
+
+    template, script: files of `html/`; the script finds `data` under the id ``"data"``, and what `html/charts.js` offers.
+    values: for the template.
+    """
+    library = _text("echarts.min.js").strip()
+    own = f"{_text('charts.js')}{_text(script)}".strip()
+    page = _template(template).render(
+        **values,
+        data=_script_data(data),
         style=_text("report.css"),
         library=library,
-        script=script,
-        hashes=" ".join(f"'{_hash(source)}'" for source in (library, script)),
+        script=own,
+        hashes=" ".join(f"'{_hash(source)}'" for source in (library, own)),
     )
     return page.encode()
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -56,10 +71,16 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"counting": _counting, "figure": _figure, "share": _share, "name": _name}
+    environment.filters |= {
+        "counting": _counting,
+        "figure": _figure,
+        "share": _share,
+        "name": _name,
+        "percent": _percent,
+    }
     environment.tests["many"] = lambda items: len(items) > 1
     environment.globals |= {"closest": _closest, "links": _links}
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 @functools.cache
@@ -144,6 +165,10 @@ def _figure(value: float | None, digits: int = 2) -> str:
 def _counting(tensors: Iterable[TensorResult]) -> list[TensorResult]:
     """Those that are not waived."""
     return [tensor for tensor in tensors if tensor.waived is None]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
 
 
 def _share(value: float | None) -> float:

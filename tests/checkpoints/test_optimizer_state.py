@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import shutil
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alignment import AlignmentError
 from alignment.cli import run
@@ -384,6 +387,61 @@ def test_counts_are_read_off_the_powers_of_the_betas_for_as_long_as_they_tell() 
             path = Path(folder) / "a.pdopt"
             paddle.save(optimizer.state_dict(), str(path))
             assert read_paddle_optimizer(path, {"p": parameter.name}).updates == {"p": count}
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (print, ("it ran",))
+
+
+ODD = st.recursive(
+    st.none()
+    | st.integers(-1, 9)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.booleans()
+    | st.just(np.zeros(3, np.float32)),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["step", "exp_avg", "params", "x"]), inner)
+    ),
+    max_leaves=6,
+)
+
+
+@given(ODD, ODD, st.sampled_from([0, "w_moment1_0", "w_beta1_pow_acc_0", "master_weights", "LR_Scheduler"]))
+def test_no_content_of_a_file_ends_in_a_traceback(tmp_path_factory, state, groups, key) -> None:
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "o.pdopt").write_bytes(pickle.dumps({key: state, "w_moment2_0": groups}, protocol=4))
+    for content in (
+        {"state": state, "param_groups": groups},
+        {"state": {0: state}, "param_groups": [{"params": [0], "x": groups}]},
+    ):
+        torch.save(content, folder / "o.pth")
+        with contextlib.suppress(CheckpointError):
+            read_torch_optimizer(folder / "o.pth", ["w"])
+    with contextlib.suppress(CheckpointError):
+        read_paddle_optimizer(folder / "o.pdopt", {"w": "w"})
+
+
+def test_nothing_that_a_file_asks_for_is_run(tmp_path, capsys) -> None:
+    (tmp_path / "o.pdopt").write_bytes(pickle.dumps({"w_moment1_0": Evil()}))
+    torch.save({"state": {0: Evil()}, "param_groups": []}, tmp_path / "o.pth")
+    with pytest.raises(CheckpointError, match="nothing was executed"):
+        read_paddle_optimizer(tmp_path / "o.pdopt", {"w": "w"})
+    with pytest.raises(CheckpointError, match="nothing was executed"):
+        read_torch_optimizer(tmp_path / "o.pth", ["w"])
+    assert capsys.readouterr().out == ""
+    deep: Any = np.zeros(1)
+    for _ in range(50):
+        deep = [deep]
+    (tmp_path / "o.pdopt").write_bytes(pickle.dumps({"w_moment1_0": deep}, protocol=4))
+    with pytest.raises(CheckpointError, match="nested more than"):
+        read_paddle_optimizer(tmp_path / "o.pdopt", {"w": "w"})
+    whole = tmp_path / "w.pdopt"
+    paddle.save({"w_moment1_0": paddle.zeros([3])}, str(whole))
+    (tmp_path / "o.pdopt").write_bytes(whole.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match=r"o\.pdopt"):
+        read_paddle_optimizer(tmp_path / "o.pdopt", {"w": "w"})
 
 
 def test_a_file_of_torchs_is_plain_to_torch(tmp_path) -> None:
