@@ -144,7 +144,7 @@ class Track:
 class Trajectory:
     """Training on both sides, step by step: free-running, re-synchronised, and the reference against itself.
 
-    dtype: of all runs. recipe: in words. steps: that were made. runs: of the reference with its weights moved by one unit
+    dtype: of all runs. recipe: in words. steps: that were compared. runs: of the reference with its weights moved by one unit
     in the last place, which make the envelope.
     reference, candidate: losses of the free-running sides, one for each step; loss_envelope, loss_allowed: how far the
     envelope's losses are from the reference's, and how far the candidate's may be.
@@ -187,6 +187,8 @@ class Trajectory:
     @property
     def free(self) -> str:
         """What the free-running candidate did, in words."""
+        if not self.steps:
+            return "nothing was compared"
         where = "outside" if self.first else "inside"
         most = f"at most {self.strain:.1%} of" if self.strain <= 1.0 else f"up to {self.strain:.3g} times"
         nearest = max(self.tracks, key=lambda track: track.strain, default=None)

@@ -175,7 +175,8 @@ def draw(
         reference, followers, batches, every=every, epoch=epoch, gradients=True, labelled=link.labelled
     )
     for moment in everybody:
-        _losses(curves, moment)
+        if not _losses(curves, moment):
+            break
         _free(curves, moment, first)
         _synced(curves, company, moment)
         if progress is not None:
@@ -185,15 +186,20 @@ def draw(
     return curves
 
 
-def _losses(curves: Curves, moment: Moment) -> None:
+def _losses(curves: Curves, moment: Moment) -> bool:
+    """Take the losses and rates of a step, unless it is beyond numbers on both sides: then there is nothing to compare."""
+    losses = {"reference": moment.reference.loss, **{who: step.loss for who, step in moment.followers.items()}}
+    lost = [who for who in ("reference", FREE) if not math.isfinite(losses[who])]
+    if lost:
+        curves.stopped = f"the {lost[0]}'s loss is no finite number at step {moment.number}"
+    if len(lost) == 2:
+        curves.stopped = f"the losses of both sides are no finite numbers at step {moment.number}"
+        return False
     curves.numbers.append(moment.number)
     for who, step in (("reference", moment.reference), *moment.followers.items()):
         curves.losses.setdefault(who, []).append(step.loss)
         curves.rates.setdefault(who, []).append(step.rates)
-    lost = [who for who in ("reference", FREE) if not math.isfinite(curves.losses[who][-1])]
-    if lost:
-        said = f"the {lost[0]}'s loss is" if len(lost) == 1 else "the losses of both sides are"
-        curves.stopped = f"{said} no finite number at step {moment.number}"
+    return True
 
 
 def _free(curves: Curves, moment: Moment, first: Tensors) -> None:

@@ -56,6 +56,13 @@ class Judged:
 def judge(curves: Curves, company: Company, targets: dict[str, str], recipe: str, dtype: str) -> Judged:
     """The verdict on all that was measured. targets: label -> the candidate's name."""
     since: dict[tuple[str, str], int] = {}
+    if not curves.numbers:
+        none: tuple[float, ...] = ()
+        nothing = Trajectory(
+            dtype, recipe, 0, curves.runs, none, none, none, none, none, none, (), none, none, none, none, none, (),
+            single=curves.stopped,
+        )  # fmt: skip
+        return Judged(StageResult(STEP, STAGE, tuple(_stopped(curves))), nothing, since)
     trained = [label for label in curves.series if label in company.owners]
     rows = [*_rates(curves, company, since), _step_loss(curves, since)]
     gradients = [row for label in trained for row in _gradient(curves, label, targets[label], dtype, since)]
@@ -421,7 +428,7 @@ def _single_in_words(count: int, since: dict[tuple[str, str], int]) -> str:
     """What the re-synchronised steps say."""
     single = {key: step for key, step in since.items() if key[0] != "trajectory" and key != ("loss", "loss")}
     if not single:
-        return f"right, all {count} steps"
+        return "right, the one step" if count == 1 else f"right, all {count} steps"
     (record, name), step = min(single.items(), key=lambda item: item[1])
     label = name if name.startswith(record) or record in name else f"{record} {name}"
     more = f" and {len(single) - 1} more" if len(single) > 1 else ""

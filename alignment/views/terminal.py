@@ -99,7 +99,12 @@ def _print_finding(finding: Finding, number: int, of: int, console: Console, ver
 def _print_trajectory(trajectory: Trajectory, console: Console) -> None:
     """A training in a few lines: each step by itself, the free-running sides, and what left the envelope first."""
     console.print()
-    _print(console, 2, f"{trajectory.dtype}, {trajectory.steps} steps of {trajectory.recipe}", "bold")
+    _print(
+        console,
+        2,
+        f"{trajectory.dtype}, {trajectory.steps} step{'s' if trajectory.steps != 1 else ''} of {trajectory.recipe}",
+        "bold",
+    )
     lines = [
         ("by themselves", trajectory.single),
         ("free-running", trajectory.free),

@@ -147,16 +147,18 @@ def test_a_gradient_on_one_side_alone_diverges():
     )
 
 
-def test_a_loss_that_is_no_number_on_both_sides_is_not_aligned():
+@pytest.mark.parametrize("last", [4, 1])
+def test_a_loss_that_is_no_number_on_both_sides_is_not_aligned(last):
     huge = batches(6)
-    huge[3].inputs["x"][0, 0] = np.nan
+    huge[last - 1].inputs["x"][0, 0] = np.nan
     members = company(SGD)
     curves = draw(members, huge, envelope=2)
     judged = judge(curves, members, TARGETS, "a recipe", "float32")
-    assert curves.numbers == [1, 2, 3, 4]
-    assert "both sides" in curves.stopped
-    assert "step 4" in curves.stopped
-    assert judged.stage.verdict != "aligned"
+    assert curves.numbers == list(range(1, last))
+    assert curves.stopped == f"the losses of both sides are no finite numbers at step {last}"
+    assert judged.stage.verdict == "inconclusive"
+    assert [row.name for row in judged.stage.tensors if row.verdict != "aligned"] == ["finite loss"]
+    assert judged.trajectory.steps == last - 1
 
 
 def test_a_loss_that_is_no_number_on_one_side_diverges():
