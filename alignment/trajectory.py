@@ -21,11 +21,11 @@ from alignment.inputs import Chosen, make_training
 from alignment.localise import localise
 from alignment.report import Finding, Report, StageResult, TensorResult, Trajectory, TwinResult
 from alignment.stages import merge, run_stages
-from alignment.training.company import Sides, company_of, recipes_of
-from alignment.training.curves import FREE, Company, Curves, draw, own_rule, total_norm
+from alignment.training.curves import FREE, Curves, Participants, draw, own_rule, total_norm
 from alignment.training.faults import TrainingFault, get_training_fault
 from alignment.training.judge import Judged, judge
 from alignment.training.lockstep import Follower, lockstep
+from alignment.training.participants import Sides, participants_of, recipes_of
 from alignment.training.recipe import Recipe, differences
 from alignment.trees import module_trees
 from alignment.twins import DEFAULT_TWIN, Twin, get_twin, import_attribute
@@ -157,16 +157,16 @@ class _Run:
         ]
         if probe:
             runs.append(("float64", tuple(map(_cut, self.batches.batches[:probe])), training.steps))
-        drawn: list[tuple[Company, Curves]] = []
+        drawn: list[tuple[Participants, Curves]] = []
         for dtype, batches, before in runs:
-            company = company_of(self.sides, dtype, _summands(batches[0]), self.recipes[0])
+            participants = participants_of(self.sides, dtype, _summands(batches[0]), self.recipes[0])
             every = training.every or -(-len(batches) // LOOKS)
             curves = draw(
-                company, batches, envelope=training.envelope, every=every, epoch=training.epoch or 0,
+                participants, batches, envelope=training.envelope, every=every, epoch=training.epoch or 0,
                 progress=lambda number, before=before: progress(before + number, total),  # type: ignore[misc]
             )  # fmt: skip
-            drawn.append((company, curves))
-            judged.append(judge(curves, company, self._targets(), self.recipe_words, dtype))
+            drawn.append((participants, curves))
+            judged.append(judge(curves, participants, self._targets(), self.recipe_words, dtype))
         stage = _together(judged)
         findings = _Explained(self, drawn, judged).findings()
         stage = _with_roots(stage, findings)
@@ -239,20 +239,20 @@ class _Run:
 class _Explained:
     """Why a training diverges: the learning rates, then the gradients, then the updates given these."""
 
-    def __init__(self, run: _Run, drawn: list[tuple[Company, Curves]], judged: list[Judged]) -> None:
+    def __init__(self, run: _Run, drawn: list[tuple[Participants, Curves]], judged: list[Judged]) -> None:
         self.run, self.drawn, self.judged = run, drawn, judged
 
     def findings(self) -> tuple[Finding, ...]:
         """A finding for each root cause, over both dtypes."""
         found: list[Finding] = []
-        for (company, curves), one in zip(self.drawn, self.judged, strict=True):
+        for (participants, curves), one in zip(self.drawn, self.judged, strict=True):
             bad = {(row.record, row.name) for row in one.stage.tensors if row.verdict == "diverged"}
             told = any(finding.roots[0].startswith("rate ") for finding in found)  # by the longer run already
             for finding in (
                 *(() if told else self._rates(curves, one, bad)),
                 *self._gradients(curves, one, bad),
-                *self._updates(company, curves, one, bad),
-                *self._hidden(company, one, bad),
+                *self._updates(participants, curves, one, bad),
+                *self._hidden(participants, one, bad),
             ):
                 known = next((n for n, other in enumerate(found) if other.cause == finding.cause), None)
                 if known is None:
@@ -338,13 +338,13 @@ class _Explained:
                 return
 
     def _updates(
-        self, company: Company, curves: Curves, judged: Judged, bad: set[tuple[str, str]]
+        self, participants: Participants, curves: Curves, judged: Judged, bad: set[tuple[str, str]]
     ) -> Iterable[Finding]:
         wrong = {label: judged.since["update", label] for record, label in bad if record == "update"}
         groups: dict[str | None, list[tuple[str, list[Any]]]] = {}
-        for label in (label for label in curves.kept if label in wrong and company.recipe is not None):
+        for label in (label for label in curves.kept if label in wrong and participants.recipe is not None):
             kept = curves.kept[label]
-            assert company.recipe is not None
+            assert participants.recipe is not None
             suspect = UpdateSuspect(
                 label,
                 kept[0].weights,
@@ -355,7 +355,7 @@ class _Explained:
                 tuple(one.rates[0] for one in kept),
                 tuple(one.norm for one in kept),
                 tuple((one.weights, one.slots, one.updated) for one in kept),
-                own_rule(company.recipe, company.owners[label]),
+                own_rule(participants.recipe, participants.owners[label]),
             )
             found = diagnose(suspect)
             cause = next((cause.name for cause, trial in found if trial.proved), None)
@@ -375,13 +375,13 @@ class _Explained:
                 "given its own gradient, the candidate's step does not follow the recipe's formula; the reference's does",
             )
 
-    def _hidden(self, company: Company, judged: Judged, bad: set[tuple[str, str]]) -> Iterable[Finding]:
+    def _hidden(self, participants: Participants, judged: Judged, bad: set[tuple[str, str]]) -> Iterable[Finding]:
         """Steps that are right from the reference's state, and wrong from the candidate's own: what it holds of the steps
         before is another. The first steps are made again, free-running, and held against rules as a series.
         """
         left = [track for track in judged.trajectory.tracks if track.left is not None]
         single = any(record in ("rate", "gradient", "update") or name == "loss of a step" for record, name in bad)
-        if single or not left or company.recipe is None:
+        if single or not left or participants.recipe is None:
             return
         first = left[0].left
         assert first is not None
@@ -389,8 +389,8 @@ class _Explained:
         found: list[tuple[Cause, Trial]] = []
         if first <= HIDDEN_STEPS:
             batches = self.run.batches.batches[: max(first + 1, 3)]
-            batches = tuple(map(_cut, batches)) if company.truth is None else batches
-            suspects = (self._replayed(company, company.recipe, label, batches) for label in labels)
+            batches = tuple(map(_cut, batches)) if participants.truth is None else batches
+            suspects = (self._replayed(participants, participants.recipe, label, batches) for label in labels)
             for trials in map(diagnose, suspects):
                 found = trials if not found or any(trial.proved for _, trial in trials) else found
         yield finding_of(
@@ -402,14 +402,16 @@ class _Explained:
             "from the reference's weights and optimizer state its steps are right; from its own they are not",
         )
 
-    def _replayed(self, company: Company, recipe: Recipe, label: str, batches: tuple[Batch, ...]) -> UpdateSuspect:
+    def _replayed(
+        self, participants: Participants, recipe: Recipe, label: str, batches: tuple[Batch, ...]
+    ) -> UpdateSuspect:
         """The first steps of both sides, free-running, of one tensor."""
-        link, reference = company.link, company.reference()
+        link, reference = participants.link, participants.reference()
         begun = link.labelled(reference.weights())[label].astype(np.float64)
         ways: tuple[list[Any], list[Any]] = [begun], [begun]
         gradients: tuple[list[Any], list[Any]] = [], []
         rates, norms = [], []
-        follower = {FREE: Follower(company.candidate(), link, gradients=True)}
+        follower = {FREE: Follower(participants.candidate(), link, gradients=True)}
         for moment in lockstep(reference, follower, batches, every=1, gradients=True, labelled=link.labelled):
             assert moment.weights is not None
             assert moment.followed is not None
@@ -420,12 +422,12 @@ class _Explained:
             ):
                 gradient = named({name: g for name, g in (step.gradients or {}).items() if g is not None}).get(label)
                 gradients[side].append(np.zeros_like(begun) if gradient is None else gradient.astype(np.float64))
-            rates.append(moment.reference.rates[recipe.group_of(company.owners[label])])
+            rates.append(moment.reference.rates[recipe.group_of(participants.owners[label])])
             norms.append(total_norm(moment.reference))
         steps = tuple(tuple(np.diff(np.stack(way), axis=0)) for way in ways)
         return UpdateSuspect(
             label, begun, tuple(gradients[0]), tuple(gradients[1]), steps[0], steps[1], tuple(rates), tuple(norms),
-            rule=own_rule(recipe, company.owners[label]),
+            rule=own_rule(recipe, participants.owners[label]),
         )  # fmt: skip
 
 

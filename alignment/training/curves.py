@@ -120,7 +120,7 @@ Truth = Callable[[Tensors, TrainerState, Batch], tuple[dict[str, NDArray], dict[
 
 
 @dataclass(frozen=True)
-class Company:
+class Participants:
     """Who takes part.
 
     reference, candidate: make a fresh trainer each time they are called, with the weights to begin with. link: how their
@@ -143,7 +143,7 @@ class Company:
 
 
 def draw(
-    company: Company,
+    participants: Participants,
     batches: Iterable[Batch],
     *,
     envelope: int = 4,
@@ -158,19 +158,21 @@ def draw(
         every: look at all weights after each so many steps. epoch: steps of one; 0: there are none.
         progress: told the number of each step that is done.
     """
-    reference, link = company.reference(), company.link
+    reference, link = participants.reference(), participants.link
     begun = reference.weights()
     ours = Link(labelled=link.labelled, taken=link.labelled)
     followers = {
-        FREE: Follower(company.candidate(), link),
-        SYNCED: Follower(company.candidate(), link, synced=True, gradients=True),
-        SHADOW: Follower(company.reference(), ours, True, lambda weights: company.moved(weights, 0), gradients=True),
+        FREE: Follower(participants.candidate(), link),
+        SYNCED: Follower(participants.candidate(), link, synced=True, gradients=True),
+        SHADOW: Follower(
+            participants.reference(), ours, True, lambda weights: participants.moved(weights, 0), gradients=True
+        ),
     }
     for run in range(1, envelope + 1):
-        trainer = company.reference()
-        trainer.load_weights(company.moved(begun, run))
+        trainer = participants.reference()
+        trainer.load_weights(participants.moved(begun, run))
         followers[str(run)] = Follower(trainer, ours)
-    curves, first = Curves(company.eps, envelope), link.labelled(begun)
+    curves, first = Curves(participants.eps, envelope), link.labelled(begun)
     everybody = lockstep(
         reference, followers, batches, every=every, epoch=epoch, gradients=True, labelled=link.labelled
     )
@@ -178,7 +180,7 @@ def draw(
         if not _losses(curves, moment):
             break
         _free(curves, moment, first)
-        _synced(curves, company, moment)
+        _synced(curves, participants, moment)
         if progress is not None:
             progress(moment.number)
         if curves.stopped:
@@ -221,19 +223,19 @@ def _free(curves: Curves, moment: Moment, first: Tensors) -> None:
             series.spread.append([distance(run, value) for run in runs])
 
 
-def _synced(curves: Curves, company: Company, moment: Moment) -> None:
+def _synced(curves: Curves, participants: Participants, moment: Moment) -> None:
     """What the re-synchronised step tells of every tensor."""
     assert moment.weights is not None
     assert moment.followed is not None
     assert moment.before is not None
     assert moment.state is not None
-    link, ours, theirs = company.link, moment.reference, moment.followers[SYNCED]
+    link, ours, theirs = participants.link, moment.reference, moment.followers[SYNCED]
     found = (
         link.labelled(_present(ours)),
         link.taken(_present(theirs)),
         link.labelled(_present(moment.followers[SHADOW])),
     )
-    before, starts = link.labelled(moment.before), _starts(company, moment.state)
+    before, starts = link.labelled(moment.before), _starts(participants, moment.state)
     norms = total_norm(ours), total_norm(theirs)
     for label, series in curves.series.items():
         weights = before[label].astype(np.float64)
@@ -255,8 +257,8 @@ def _synced(curves: Curves, company: Company, moment: Moment) -> None:
         series.gradient.append(distance(two, one))
         series.noise.append(0.0 if shadow is None else distance(shadow, one))
         series.size.append(_norm(one))
-        rates, (slots, updated) = _rates(company, label, (ours, theirs)), starts[label]
-        rule = None if company.recipe is None else own_rule(company.recipe, company.owners[label])
+        rates, (slots, updated) = _rates(participants, label, (ours, theirs)), starts[label]
+        rule = None if participants.recipe is None else own_rule(participants.recipe, participants.owners[label])
         gradients = one.astype(np.float64), two.astype(np.float64)
         for side, figures in enumerate((series.ours, series.excess)):
             excess = 0.0
@@ -267,14 +269,14 @@ def _synced(curves: Curves, company: Company, moment: Moment) -> None:
                 gross = change(
                     rule, np.abs(weights), np.abs(gradients[side]), sizes, updated, rates[side], norms[side]
                 )[0]
-                excess = _excess(weights, updates[side], made, gross, company.eps)
+                excess = _excess(weights, updates[side], made, gross, participants.eps)
             figures.append(excess)
         kept = Kept(moment.number, weights, slots, updated, gradients, updates, rates, norms[0])
         # Kept from here on: what a step did wrong, or a gradient far from the reference's and from its noise.
         far = series.gradient[-1] > max(1e-3 * series.size[-1], 100.0 * series.noise[-1])
         if series.excess[-1] > 1.0 or far or label in curves.kept:
             _keep(curves, label, kept)
-    _look(curves, company, moment, found)
+    _look(curves, participants, moment, found)
 
 
 def own_rule(recipe: Recipe, name: str) -> Rule:
@@ -292,7 +294,7 @@ def _excess(weights: Floats, update: Floats, due: Floats, gross: Floats, eps: fl
     return float(np.nan_to_num(ratio, nan=np.inf).max(initial=0.0))
 
 
-def _look(curves: Curves, company: Company, moment: Moment, found: tuple[dict[str, NDArray], ...]) -> None:
+def _look(curves: Curves, participants: Participants, moment: Moment, found: tuple[dict[str, NDArray], ...]) -> None:
     """Find the gradients that noise does not explain, and ask float64 about them; about all at steps 1, 2, 4, 8, …"""
     assert moment.before is not None
     assert moment.state is not None
@@ -308,15 +310,15 @@ def _look(curves: Curves, company: Company, moment: Moment, found: tuple[dict[st
         # layer alone, whose inputs may be small.
         floor = GRADIENT_ULPS * curves.eps * (every if exact else largest[label.rpartition(".")[0]])
         factor = SEMANTICS if exact else SUSPICIOUS
-        noise = factor * sequential(company.summands) * max(series.noise[-MEMORY:])
+        noise = factor * sequential(participants.summands) * max(series.noise[-MEMORY:])
         suspicious = not series.gradient[-1] <= noise + floor
         if suspicious:
             series.suspicious.append(moment.number)
         both = found[0].get(label) is not None and found[1].get(label) is not None
         if both and (due or (suspicious and _called_wrong(series) < LOOKS)):
             wanted.append(label)
-    if company.truth is not None and wanted:
-        truth = company.truth(moment.before, moment.state, moment.batch)
+    if participants.truth is not None and wanted:
+        truth = participants.truth(moment.before, moment.state, moment.batch)
         scale = max((float(np.abs(value).max(initial=0.0)) for value in truth[0].values()), default=0.0)
         for label in wanted:
             pair = Pair(
@@ -327,7 +329,7 @@ def _look(curves: Curves, company: Company, moment: Moment, found: tuple[dict[st
                 (found[2][label],) if label in found[2] else (),
                 scale=scale,
                 scale32=curves.eps * scale,
-                summands=company.summands,
+                summands=participants.summands,
             )
             curves.series[label].measured.append((moment.number, measure(pair, Tolerance())))
     wrong = [label for label in wanted if is_wrong(curves.series[label], moment.number)]
@@ -365,22 +367,22 @@ def total_norm(step: Step) -> float:
     return math.sqrt(sum(norm**2 for norm in step.norms.values() if norm is not None))
 
 
-def _rates(company: Company, label: str, steps_of: tuple[Step, Step]) -> tuple[float, float]:
+def _rates(participants: Participants, label: str, steps_of: tuple[Step, Step]) -> tuple[float, float]:
     """The learning rate that either side says it updated a tensor with."""
-    number = 0 if company.recipe is None else company.recipe.group_of(company.owners.get(label, label))
+    number = 0 if participants.recipe is None else participants.recipe.group_of(participants.owners.get(label, label))
     ours, theirs = (step.rates[min(number, len(step.rates) - 1)] for step in steps_of)
     return ours, theirs
 
 
-def _starts(company: Company, state: TrainerState) -> dict[str, tuple[dict[str, Floats], int]]:
+def _starts(participants: Participants, state: TrainerState) -> dict[str, tuple[dict[str, Floats], int]]:
     """Slots of each tensor, and which update of it comes next."""
-    slots = {slot: company.link.labelled(tensors) for slot, tensors in state.slots.items()}
+    slots = {slot: participants.link.labelled(tensors) for slot, tensors in state.slots.items()}
     return {
         label: (
             {slot: held[label].astype(np.float64) for slot, held in slots.items() if label in held},
             state.updates.get(owner, 0) + 1,
         )
-        for label, owner in company.owners.items()
+        for label, owner in participants.owners.items()
     }
 
 

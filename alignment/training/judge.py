@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from alignment.compare import Verdict, settle
 from alignment.report import NOTHING, StageResult, TensorResult, Track, Trajectory
-from alignment.training.curves import FREE, MEMORY, SHADOW, SYNCED, Company, Curves, is_wrong
+from alignment.training.curves import FREE, MEMORY, SHADOW, SYNCED, Curves, Participants, is_wrong
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ class Judged:
     since: dict[tuple[str, str], int]
 
 
-def judge(curves: Curves, company: Company, targets: dict[str, str], recipe: str, dtype: str) -> Judged:
+def judge(curves: Curves, participants: Participants, targets: dict[str, str], recipe: str, dtype: str) -> Judged:
     """The verdict on all that was measured. targets: label -> the candidate's name."""
     since: dict[tuple[str, str], int] = {}
     if not curves.numbers:
@@ -63,10 +63,12 @@ def judge(curves: Curves, company: Company, targets: dict[str, str], recipe: str
             single=curves.stopped,
         )  # fmt: skip
         return Judged(StageResult(STEP, STAGE, tuple(_stopped(curves))), nothing, since)
-    trained = [label for label in curves.series if label in company.owners]
-    rows = [*_rates(curves, company, since), _step_loss(curves, since)]
+    trained = [label for label in curves.series if label in participants.owners]
+    rows = [*_rates(curves, participants, since), _step_loss(curves, since)]
     gradients = [row for label in trained for row in _gradient(curves, label, targets[label], dtype, since)]
-    known = company.recipe is not None and all(max(curves.series[label].ours, default=0.0) <= 1.0 for label in trained)
+    known = participants.recipe is not None and all(
+        max(curves.series[label].ours, default=0.0) <= 1.0 for label in trained
+    )
     updates = [_update(curves, label, targets[label], dtype, known, since) for label in trained]
     allowed = {label: _allowed(curves, label, known) for label in trained}
     ways = [_trajectory(curves, label, targets[label], dtype, allowed[label], since) for label in trained]
@@ -76,19 +78,19 @@ def judge(curves: Curves, company: Company, targets: dict[str, str], recipe: str
     if not trained:
         rows.append(TensorResult("trajectory", NOTHING, NOTHING, None, "inconclusive", "no parameter is trained"))
     trajectory = _figures(curves, recipe, dtype, trained, allowed, bound, since)
-    notes = _notes(curves, company, trajectory, known)
+    notes = _notes(curves, participants, trajectory, known)
     return Judged(StageResult(STEP, STAGE, tuple(_rooted(rows)), notes), trajectory, since)
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 
-def _rates(curves: Curves, company: Company, since: dict[tuple[str, str], int]) -> Iterator[TensorResult]:
+def _rates(curves: Curves, participants: Participants, since: dict[tuple[str, str], int]) -> Iterator[TensorResult]:
     """The learning rates that the free-running sides say they step with."""
     ours, theirs = curves.rates["reference"], curves.rates[FREE]
     names = ["learning rate"]
-    if company.recipe is not None:
-        names += [f"learning rate of {group.pattern}" for group in company.recipe.groups]
+    if participants.recipe is not None:
+        names += [f"learning rate of {group.pattern}" for group in participants.recipe.groups]
     counts = {len(rates) for rates in (*ours, *theirs)}
     if len(counts) != 1:
         reason = f"the sides have different numbers of learning rates: {len(ours[0])} and {len(theirs[0])}"
@@ -435,12 +437,14 @@ def _single_in_words(count: int, since: dict[tuple[str, str], int]) -> str:
     return f"wrong from step {step} on: {label}{more}"
 
 
-def _notes(curves: Curves, company: Company, trajectory: Trajectory, known: bool) -> tuple[str, ...]:
+def _notes(curves: Curves, participants: Participants, trajectory: Trajectory, known: bool) -> tuple[str, ...]:
     notes = []
-    moving = [label for label in company.buffers if label in curves.series and any(curves.series[label].update_size)]
+    moving = [
+        label for label in participants.buffers if label in curves.series and any(curves.series[label].update_size)
+    ]
     if moving:
         notes.append(f"running statistics are no part of this, align check --step 5 judges them: {', '.join(moving)}")
-    if company.recipe is not None and not known:
+    if participants.recipe is not None and not known:
         notes.append("the reference itself does not step by the recipe's formula: updates are judged beside its noise")
     if trajectory.blind is not None:
         notes.append(

@@ -37,7 +37,13 @@ def converted(state: TrainerState, layout: Layout) -> TrainerState:
         CheckpointError: the layout does not move a parameter that the state has.
     """
     moved = convert_optimizer(OptimizerState(state.slots, state.updates), layout)
-    return replace(state, slots=moved.slots, updates=moved.updates)
+    # A trainer knows a shared tensor by its first name.
+    further = {name for group in layout.target_ties for name in group[1:]}
+    slots = {
+        slot: {name: value for name, value in held.items() if name not in further} for slot, held in moved.slots.items()
+    }
+    updates = {name: count for name, count in moved.updates.items() if name not in further}
+    return replace(state, slots=slots, updates=updates)
 
 
 def convert_file(

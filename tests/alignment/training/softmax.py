@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.training.curves import Company
+from alignment.training.curves import Participants
 from alignment.training.lockstep import Link
 from alignment.training.recipe import Recipe
 from alignment.training.rules import Position, change, rule_of
@@ -113,9 +113,9 @@ def batches(steps: int, seed: int = 0, scale: float = 1.0) -> list[Batch]:
     return [Batch(f"step-{n + 1}", {"x": x[n].astype(np.float32)}, y[n]) for n in range(steps)]
 
 
-def company(
+def participants(
     recipe: Recipe, candidate: Recipe | None = None, dtype: str = "float32", seed: int = 0, spoil: Any = None
-) -> Company:
+) -> Participants:
     """Both sides from the same weights; the candidate transposed, with a recipe and a flaw of its own if asked for."""
     generator = np.random.default_rng(seed)
     weights = {
@@ -129,7 +129,7 @@ def company(
             n: np.nextafter(v, np.where(up.random(v.shape) < 0.5, -9, 9).astype(v.dtype)) for n, v in tensors.items()
         }
 
-    return Company(
+    return Participants(
         reference=lambda: SoftmaxTrainer(weights, recipe),
         candidate=lambda: SoftmaxTrainer(turned(weights), candidate or recipe, transposed=True, spoil=spoil),
         link=TURNED,

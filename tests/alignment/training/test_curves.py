@@ -13,7 +13,7 @@ from alignment.training.judge import MARGIN, Judged, judge
 from alignment.training.lockstep import Follower, lockstep
 from alignment.training.recipe import Clip, Optimizer, Recipe, Schedule
 
-from .softmax import TURNED, SoftmaxTrainer, batches, company, turned
+from .softmax import TURNED, SoftmaxTrainer, batches, participants, turned
 
 ADAM, ADAMW = Recipe(Optimizer("adam", 0.01)), Recipe(Optimizer("adamw", 0.01, weight_decay=0.05))
 SGD = Recipe(Optimizer("sgd", 0.1, momentum=0.9))
@@ -22,7 +22,7 @@ TARGETS = {"weight": "weight", "bias": "bias"}
 
 def drawn(recipe: Recipe, candidate: Recipe | None = None, steps: int = 30, **options) -> tuple[Curves, Judged]:
     dtype = options.get("dtype", "float32")
-    members = company(recipe, candidate, **options)
+    members = participants(recipe, candidate, **options)
     curves = draw(members, batches(steps, options.get("seed", 0)), envelope=3)
     return curves, judge(curves, members, TARGETS, "a recipe", dtype)
 
@@ -39,7 +39,7 @@ def roots(judged: Judged) -> set[tuple[str, str]]:
 
 
 def test_all_take_the_same_batches_and_the_synced_one_the_references_state():
-    members = company(ADAM)
+    members = participants(ADAM)
     reference = members.reference()
     followers = {
         "free": Follower(members.candidate(), TURNED),
@@ -62,7 +62,7 @@ def turned_slots(trainer: SoftmaxTrainer) -> dict[str, np.ndarray]:
 
 
 def test_without_capture_nothing_is_copied():
-    members = company(SGD)
+    members = participants(SGD)
     reference, candidate = members.reference(), members.candidate()
     reference.weights = candidate.weights = reference.state = None  # type: ignore[assignment,method-assign]
     moments = list(lockstep(reference, {"free": Follower(candidate, TURNED)}, batches(3)))
@@ -71,7 +71,7 @@ def test_without_capture_nothing_is_copied():
 
 
 def test_an_epoch_ends_with_each_trainers_own_mean_loss():
-    members = company(SGD)
+    members = participants(SGD)
     reference, candidate = members.reference(), members.candidate()
     moments = list(lockstep(reference, {"free": Follower(candidate, TURNED)}, batches(4), epoch=2))
     assert reference.told == pytest.approx(np.mean([moment.reference.loss for moment in moments[2:]]))
@@ -151,7 +151,7 @@ def test_a_gradient_on_one_side_alone_diverges():
 def test_a_loss_that_is_no_number_on_both_sides_is_not_aligned(last):
     huge = batches(6)
     huge[last - 1].inputs["x"][0, 0] = np.nan
-    members = company(SGD)
+    members = participants(SGD)
     curves = draw(members, huge, envelope=2)
     judged = judge(curves, members, TARGETS, "a recipe", "float32")
     assert curves.numbers == list(range(1, last))
@@ -179,11 +179,11 @@ def test_an_envelope_as_wide_as_the_way_is_said():
 
 
 def test_without_a_formula_updates_are_judged_beside_the_references_noise():
-    members = replace(company(ADAMW, replace(ADAMW, optimizer=replace(ADAMW.optimizer, kind="adam"))), recipe=None)
+    members = replace(participants(ADAMW, replace(ADAMW, optimizer=replace(ADAMW.optimizer, kind="adam"))), recipe=None)
     curves = draw(members, batches(10), envelope=2)
     judged = judge(curves, members, TARGETS, "unknown", "float32")
     assert verdicts(judged)["update", "weight"] == "diverged"
-    right = replace(company(ADAMW), recipe=None)
+    right = replace(participants(ADAMW), recipe=None)
     curves = draw(right, batches(10), envelope=2)
     assert judge(curves, right, TARGETS, "unknown", "float32").stage.verdict == "aligned"
 

@@ -1,11 +1,10 @@
-"""The live twin as a `Company`: trainers of both sides, and how their tensors and optimizer states correspond."""
+"""The live twin as a `Participants`: trainers of both sides, and how their tensors and optimizer states correspond."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from alignment.experiment import SIDES, Experiment, State, moved_by_one_ulp, pla
 from alignment.frameworks import Dropout, get_trainer
 from alignment.frameworks.training import OwnOptimizer
 from alignment.stages import no_weights
-from alignment.training.curves import Company
+from alignment.training.curves import Participants
 from alignment.training.faults import TrainingFault
 from alignment.training.lockstep import Link, Tensors
 from alignment.training.recipe import Optimizer, Recipe
@@ -26,8 +25,6 @@ from alignment.training.state import converted
 from alignment.training.trainer import Trainer, TrainerState
 from checkpoints import Layout, undo
 from fake_data import Batch
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def recipes_of(sides: Sides) -> tuple[Recipe | None, Recipe | None]:
     return found[0], found[1]
 
 
-def company_of(sides: Sides, dtype: str, summands: int, recipe: Recipe | None) -> Company:
+def participants_of(sides: Sides, dtype: str, summands: int, recipe: Recipe | None) -> Participants:
     """Everybody who takes part in the curves of one dtype. recipe: what the reference trains by, where that is known.
 
     Raises:
@@ -109,7 +106,7 @@ def company_of(sides: Sides, dtype: str, summands: int, recipe: Recipe | None) -
     if layout is None:
         raise AlignmentError(no_weights(experiment).reason)
     exact = dtype == "float64"
-    return Company(
+    return Participants(
         reference=lambda: sides.make("reference", dtype),
         candidate=lambda: sides.make("candidate", dtype),
         link=replace(link_of(experiment, layout, dtype), own_schedule=any(sides.optimizers)),
@@ -141,19 +138,9 @@ def link_of(experiment: Experiment, layout: Layout, dtype: str = "float32") -> L
         return experiment.converted(dict(tensors), layout)
 
     def state(state: TrainerState) -> TrainerState:
-        moved = converted(state, layout)
-        slots: dict[str, Mapping[str, NDArray]] = {}
-        for slot, held in moved.slots.items():
-            slots[slot] = _first_names(held, layout)
-        return replace(moved, slots=slots, updates=_first_names(moved.updates, layout))
+        return converted(state, layout)
 
     return Link(labelled, given, taken, state)
-
-
-def _first_names(found: Mapping[str, Value], layout: Layout) -> dict[str, Value]:
-    """Without further names of a shared tensor: a trainer knows it by its first."""
-    further = {name for group in layout.target_ties for name in group[1:]}
-    return {name: value for name, value in found.items() if name not in further}
 
 
 def _owners(experiment: Experiment, layout: Layout) -> dict[str, str]:
