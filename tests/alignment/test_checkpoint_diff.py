@@ -148,7 +148,7 @@ def test_files_are_compared_in_little_memory(tmp_path: Path) -> None:
     assert compare_checkpoints(tmp_path / "a.pth", tmp_path / "b.pdparams", layout, threads=2).verdict == "equal"
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 8 << 20
+    assert peak < array.nbytes  # two blocks of each thread's, whatever the tensor's size
 
 
 def test_the_command_says_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ def both(theirs, ours, x):
     """Largest difference of the values, and of the gradients, in float64."""
     adapter = get_framework("paddle")
     one, two = paddle.to_tensor(x, stop_gradient=False), torch.tensor(x, requires_grad=True)
-    with adapter._to_the_last_digit("float64"):
+    with adapter.to_the_last_digit("float64"):
         a = theirs(one)
     b = ours(two)
     weights = np.random.default_rng(1).standard_normal(tuple(b.shape))
@@ -210,7 +210,7 @@ def test_group_norm_without_a_weight_has_a_wrong_gradient_in_paddle() -> None:
 
 def test_what_is_given_by_another_name_or_to_a_tensor_of_another_dtype_is_left_to_paddle() -> None:
     adapter = get_framework("paddle")
-    with adapter._to_the_last_digit("float64"):
+    with adapter.to_the_last_digit("float64"):
         x = paddle.to_tensor(Y)
         assert len(paddle.where(x > 0)) == 2  # the places where it holds, along each axis
         assert (paddle.to_tensor([4.0], "float32") ** 0.3).dtype == paddle.float32
