@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from alignment.commands._gate import FILE, open_gate
-from alignment.commands._options import finish, output_options, refuse_unwritable
+from alignment.commands._gate import open_gate
+from alignment.commands._options import finish, html_option, json_option, output_options, refuse_unwritable
 from alignment.training.data_stage import compare_feeds
 from alignment.twins import import_attribute
 from alignment.views.progress import progress
@@ -24,7 +24,8 @@ from alignment.views.progress import progress
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="What both sides were seeded with, to tell draws by.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Read the first N batches of each side alone.")
-@click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write the report as JSON.")
+@json_option
+@html_option
 @output_options
 def command(
     reference: str,
@@ -33,6 +34,7 @@ def command(
     seed: int | None,
     limit: int | None,
     json_file: Path | None,
+    html_file: Path | None,
     verbose: bool,
     quiet: bool,
     **gated: Any,
@@ -42,7 +44,7 @@ def command(
     REFERENCE and CANDIDATE are names in a module of yours: a loader of either framework, a list of batches, or a function that
     returns one. The functions seed what they need; each is called, and its first batch read, before the next.
     """
-    refuse_unwritable(json_file, gated["junit_file"])
+    refuse_unwritable(json_file, html_file, gated["junit_file"])
     gate = open_gate(**gated)
     with progress("comparing batches") as show:
         ours, theirs = (_loader(name) for name in (reference, candidate))
@@ -54,7 +56,7 @@ def command(
             limit=limit,
             progress=lambda done, total: show("comparing batches", done, total),
         )
-    return finish(report, json_file, verbose, quiet, gate)
+    return finish(report, json_file, verbose, quiet, gate, html_file)
 
 
 def _loader(name: str) -> Any:

@@ -119,7 +119,7 @@ class SideRun:
     """One side trained with one seed.
 
     history: the epochs. ended: why it ended. best: the number of the epoch whose weights the scores are of. tokens: of a
-    second of this session's training, padding included; None where nothing was left to train.
+    second of training since the run was begun or resumed, padding included; None where nothing was left to train.
     """
 
     seed: int

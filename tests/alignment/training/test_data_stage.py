@@ -539,7 +539,9 @@ def feed_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_the_command(feed_module: Path, capfd: pytest.CaptureFixture, words: list[str], status: int, said: str) -> None:
-    assert run(command(*words, "--json", str(feed_module / "feed.json"))) == status
+    page = feed_module / "feed.html"
+    assert run(command(*words, "--json", str(feed_module / "feed.json"), "--html", str(page))) == status
+    assert "data" in page.read_text(encoding="utf-8")
     out, err = capfd.readouterr()
     assert said in " ".join((out + err).split())
     assert "Traceback" not in out + err
