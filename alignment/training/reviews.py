@@ -18,6 +18,7 @@ from alignment.twins import Settings, Twin
 from fake_data import InputSpec, Labels
 from fake_data.amazon import balanced_split, random_split, synthetic_reviews, tokenise_reviews
 
+RATINGS = 5
 # Made-up reviews where no file is given. The rarest rating has one in twenty, and a balanced split takes as many of each.
 SYNTHETIC_REVIEWS = 20_000
 SYNTHETIC_SEED = 0
@@ -109,7 +110,7 @@ def read_task(
             f"length {length} is more than the {longest} tokens this model takes; use --set to raise it"
         )
     length = longest if length is None else length
-    _refuse_other_labels(twin, spec)
+    classes = _classes(twin, spec)
     synthetic = data == "synthetic"
     count = SYNTHETIC_REVIEWS if synthetic and reviews is None else reviews
     tell = None if progress is None else lambda done, total: progress("reading reviews", done, total)
@@ -140,6 +141,11 @@ def read_task(
     notes = (*encoded.notes, *dealt.notes)
     if encoded.bad:
         notes = (f"{encoded.bad:,} lines held no review", *notes)
+    if classes > RATINGS:
+        notes = (
+            f"the model tells {classes} classes apart, and reviews have {RATINGS}: --set num_classes={RATINGS}",
+            *notes,
+        )
     return ReviewTask(
         settings,
         parts["train"],
@@ -153,14 +159,16 @@ def read_task(
     )
 
 
-def _refuse_other_labels(twin: Twin, spec: InputSpec) -> None:
+def _classes(twin: Twin, spec: InputSpec) -> int:
+    """How many classes the model tells apart, where ratings can be some of them."""
     targets = spec.fields.get("targets")
     if not isinstance(targets, Labels) or len(targets.shape) != 1:
         raise AlignmentError(f"{twin.name} gives no rating of a review: its targets are not one label a row")
-    if targets.classes < 5:
+    if targets.classes < RATINGS:
         raise AlignmentError(
-            f"reviews have 5 ratings; num_classes={targets.classes} is too small: use --set num_classes=5"
+            f"reviews have {RATINGS} ratings; num_classes={targets.classes} is too small: use --set num_classes={RATINGS}"
         )
+    return targets.classes
 
 
 def _hash(parts: dict[str, Part], words: tuple[str, ...]) -> str:
