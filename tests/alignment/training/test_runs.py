@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -176,37 +175,47 @@ def test_a_process_that_dies_between_two_files_loses_nothing(tmp_path, whole, mo
         assert contents(folder, side) == contents(whole, side)
 
 
-def align(*arguments: str) -> subprocess.Popen:
+# `align train` that sends itself a signal just before it saves one side for the so-manieth time.
+SIGNALLED = """
+import os, sys
+from alignment.training.run_folder import SideFolder
+
+side, left, number = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+save = SideFolder.save
+
+def signalled(self, saved):
+    global left
+    if self.path.name == side:
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), number)
+    save(self, saved)
+
+SideFolder.save = signalled
+from alignment.cli import main
+main(["train", *sys.argv[1:]])
+"""
+
+
+def signalled(side: str, count: int, number: int, *arguments: str) -> subprocess.CompletedProcess:
+    """A run that saves at every step, and gets a signal before it saves a side for the `count`-th time."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "alignment", "train", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(path: Path, process: subprocess.Popen, text: bytes = b"") -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists() or text not in path.read_bytes():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    command = [sys.executable, "-c", SIGNALLED, side, str(count), str(int(number)), *arguments, "--save-every", "0"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.slow
 def test_killed_midway_on_either_side_it_ends_bit_identical(tmp_path, whole) -> None:
     folder = tmp_path / "killed"
-    process = align(TWIN, *TYPED, "--save-every", "0", "-o", str(folder))
-    wait_for(folder / "seed-0" / "reference" / STATE, process, b'\\"step\\": 5')
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    killed = signalled("reference", 5, signal.SIGKILL, TWIN, *TYPED, "-o", str(folder))
+    assert killed.returncode == -signal.SIGKILL
+    assert (folder / "seed-0" / "reference" / STATE).exists()
     assert not (folder / "seed-0" / "candidate").exists()
-    process = align("--resume", str(folder), "--save-every", "0")
-    wait_for(folder / "seed-0" / "candidate" / STATE, process, b'\\"epoch\\": 1')
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    killed = signalled("candidate", 6, signal.SIGKILL, "--resume", str(folder))
+    assert killed.returncode == -signal.SIGKILL
+    assert (folder / "seed-0" / "candidate" / STATE).exists()
     assert not (folder / "result.json").exists()
-    process = align("--resume", str(folder))
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert "ALIGNED" in out
+    assert resume(folder).verdict == "aligned"
     for side in SIDES:
         assert contents(folder, side) == contents(whole, side)
 
@@ -215,12 +224,9 @@ def test_killed_midway_on_either_side_it_ends_bit_identical(tmp_path, whole) -> 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, whole, number) -> None:
     folder = tmp_path / "stopped"
-    process = align(TWIN, *TYPED, "--save-every", "0", "-o", str(folder))
-    wait_for(folder / "seed-0" / "reference" / STATE, process, b'\\"step\\": 2')
-    process.send_signal(number)
-    _, err = process.communicate()
-    assert process.returncode == 2
-    assert f"all of it is kept: `align train --resume {folder}` goes on" in " ".join(err.split())
+    stopped = signalled("reference", 2, number, TWIN, *TYPED, "-o", str(folder))
+    assert stopped.returncode == 2
+    assert f"all of it is kept: `align train --resume {folder}` goes on" in " ".join(stopped.stderr.split())
     resume(folder)
     for side in SIDES:
         assert contents(folder, side) == contents(whole, side)
